@@ -1,0 +1,1 @@
+//! The netlink and nftables layer that pod network, overlay and proxy share.

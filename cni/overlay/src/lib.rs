@@ -1,0 +1,1 @@
+//! Flannel-compatible VXLAN overlay.

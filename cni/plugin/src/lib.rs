@@ -1,0 +1,1 @@
+//! Pod network: bridge, addresses and host ports; library and CNI plugin.

@@ -1,0 +1,1 @@
+//! Service proxy: ClusterIP and NodePort over nftables.

@@ -1,0 +1,3 @@
+//! The kubelet: pods, volumes, probes, node status, HTTP server.
+
+pub mod cri;

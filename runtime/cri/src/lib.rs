@@ -1,0 +1,3 @@
+//! CRI v1 services on the keeper, the image store and the OCI runtime.
+
+pub mod network;

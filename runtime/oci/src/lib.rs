@@ -1,0 +1,1 @@
+//! OCI runtime: library and the command line of runc.
