@@ -1,3 +1,5 @@
 //! The kubelet: pods, volumes, probes, node status, HTTP server.
 
+pub mod context;
 pub mod cri;
+pub mod pods;
