@@ -55,7 +55,11 @@ impl ControlPlane {
             Self { folder: folder.to_owned(), server, authority, api_server: None, others: Vec::new() };
         plane.others.push(plane.spawn(netns, "etcd", &plane.etcd_arguments())?);
         plane.start_api_server(netns)?;
-        plane.others.push(plane.spawn(netns, "kube-controller-manager", &plane.controller_manager_arguments())?);
+        plane.others.push(plane.spawn(
+            netns,
+            "kube-controller-manager",
+            &plane.controller_manager_arguments(),
+        )?);
         plane.others.push(plane.spawn(netns, "kube-scheduler", &plane.scheduler_arguments())?);
         plane.kubectl(netns)?.apply(include_str!("control_plane/bootstrap.yaml"))?;
         Ok(plane)

@@ -28,7 +28,10 @@ impl Recipe {
         Self {
             name: name.to_owned(),
             programs: vec![("/bin/busybox".into(), "/bin/busybox".into())],
-            links: APPLETS.split_whitespace().map(|a| (format!("/bin/{a}"), "/bin/busybox".to_owned())).collect(),
+            links: APPLETS
+                .split_whitespace()
+                .map(|a| (format!("/bin/{a}"), "/bin/busybox".to_owned()))
+                .collect(),
             entrypoint: Vec::new(),
             command: vec!["/bin/sh".into()],
         }
@@ -132,7 +135,13 @@ fn add_folder(archive: &mut Archive, known: &mut BTreeSet<String>, folder: &str)
     Ok(())
 }
 
-fn add_file(archive: &mut Archive, known: &mut BTreeSet<String>, path: &str, content: &[u8], mode: u32) -> Result<()> {
+fn add_file(
+    archive: &mut Archive,
+    known: &mut BTreeSet<String>,
+    path: &str,
+    content: &[u8],
+    mode: u32,
+) -> Result<()> {
     if let Some((folder, _)) = path.rsplit_once('/') {
         add_folder(archive, known, folder)?;
     }

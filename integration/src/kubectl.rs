@@ -36,7 +36,8 @@ impl Kubectl {
 
     /// `kubectl apply` of a manifest, tried again while the API server still sets itself up.
     pub fn apply(&self, manifest: &str) -> Result<()> {
-        wait::until("kubectl apply", Duration::from_secs(30), || self.feed(&["apply", "-f", "-"], manifest)).map(drop)
+        wait::until("kubectl apply", Duration::from_secs(30), || self.feed(&["apply", "-f", "-"], manifest))
+            .map(drop)
     }
 
     /// Runs kubectl with something on its standard input.
@@ -69,9 +70,11 @@ impl Kubectl {
 
     /// Waits until a field has a value.
     pub fn wait_field(&self, object: &[&str], path: &str, want: &str, limit: Duration) -> Result<()> {
-        wait::until(&format!("{} {path} = {want}", object.join(" ")), limit, || match self.field(object, path)? {
-            value if value == want => Ok(()),
-            value => bail!("is {value:?}"),
+        wait::until(&format!("{} {path} = {want}", object.join(" ")), limit, || {
+            match self.field(object, path)? {
+                value if value == want => Ok(()),
+                value => bail!("is {value:?}"),
+            }
         })
     }
 }

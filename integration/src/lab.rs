@@ -81,12 +81,26 @@ impl Lab {
         let address = format!("10.90.0.{number}");
         let netns = Netns::create(&format!("orlop-{}-{name}", self.id))?;
         let (hub, port) = (self.hub.name(), format!("port{number}"));
-        self.hub.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", netns.name()])?;
-        self.hub.ip(&["link", "set", &port, "master", "lab0", "up"]).with_context(|| format!("cable {name} to {hub}"))?;
+        self.hub.ip(&[
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            netns.name(),
+        ])?;
+        self.hub
+            .ip(&["link", "set", &port, "master", "lab0", "up"])
+            .with_context(|| format!("cable {name} to {hub}"))?;
         netns.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
         netns.ip(&["link", "set", "eth0", "up"])?;
         netns.ip(&["route", "add", "default", "via", HUB_ADDRESS])?;
-        let node = Node::create(name, &address, netns, &self.folder.join(name), &cgroup_of(&self.id).join(name))?;
+        let node =
+            Node::create(name, &address, netns, &self.folder.join(name), &cgroup_of(&self.id).join(name))?;
         self.nodes.push(node);
         self.node(name)
     }
@@ -105,12 +119,16 @@ impl Lab {
     }
 
     pub fn node(&mut self, name: &str) -> Result<&mut Node> {
-        self.nodes.iter_mut().find(|n| n.name() == name).with_context(|| format!("the lab has no node {name}"))
+        self.nodes
+            .iter_mut()
+            .find(|n| n.name() == name)
+            .with_context(|| format!("the lab has no node {name}"))
     }
 
     /// Takes a node away from the lab; dropping it removes it from the machine.
     pub fn remove_node(&mut self, name: &str) -> Result<Node> {
-        let at = self.nodes.iter().position(|n| n.name() == name).with_context(|| format!("no node {name}"))?;
+        let at =
+            self.nodes.iter().position(|n| n.name() == name).with_context(|| format!("no node {name}"))?;
         Ok(self.nodes.remove(at))
     }
 }
@@ -176,7 +194,8 @@ fn kill_namespace(name: &str) {
     let pids = crate::process::run(std::process::Command::new("ip").args(["netns", "pids", name]));
     for pid in pids.unwrap_or_default().split_whitespace().filter_map(|p| p.parse().ok()) {
         // A process that is gone already is what was wanted.
-        let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        let _gone =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
 }
 

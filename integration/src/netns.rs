@@ -14,7 +14,8 @@ pub struct Netns {
 impl Netns {
     pub fn create(name: &str) -> Result<Self> {
         remove(name);
-        run(Command::new("ip").args(["netns", "add", name])).context("create a network namespace (are you root?)")?;
+        run(Command::new("ip").args(["netns", "add", name]))
+            .context("create a network namespace (are you root?)")?;
         let netns = Self { name: name.to_owned() };
         netns.ip(&["link", "set", "lo", "up"])?;
         Ok(netns)

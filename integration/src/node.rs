@@ -46,7 +46,11 @@ impl Node {
         }
         std::fs::create_dir_all(cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
         let mut command = netns.command("sh");
-        command.args(["-c", "echo $$ > \"$1/cgroup.procs\"; exec unshare --mount --cgroup sh -c \"$3\" holder \"$1\" \"$2\"", "enter"]);
+        command.args([
+            "-c",
+            "echo $$ > \"$1/cgroup.procs\"; exec unshare --mount --cgroup sh -c \"$3\" holder \"$1\" \"$2\"",
+            "enter",
+        ]);
         command.arg(cgroup).arg(folder).arg(HOLDER);
         let mut holder = Background::spawn("holder", &folder.join("holder.log"), command)?;
         wait::until("the node's namespaces", Duration::from_secs(10), || {
@@ -100,7 +104,9 @@ impl Node {
     /// A command that will run on the node.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.holder_pid()?.to_string(), "--mount", "--net", "--cgroup", "--"]).arg(program);
+        command
+            .args(["--target", &self.holder_pid()?.to_string(), "--mount", "--net", "--cgroup", "--"])
+            .arg(program);
         Ok(command)
     }
 
@@ -201,7 +207,9 @@ pub fn remove_cgroup(path: &Path) {
     let mut all = Vec::new();
     list_cgroups(path, path, &mut all);
     for below in all.iter().rev() {
-        drop(wait::until("remove cgroup", Duration::from_secs(5), || Ok(std::fs::remove_dir(path.join(below))?)));
+        drop(wait::until("remove cgroup", Duration::from_secs(5), || {
+            Ok(std::fs::remove_dir(path.join(below))?)
+        }));
     }
     if path.exists() {
         drop(wait::until("remove cgroup", Duration::from_secs(5), || Ok(std::fs::remove_dir(path)?)));

@@ -42,7 +42,9 @@ impl Background {
     pub fn check_alive(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             let end = tail(&self.log, 30);
-            return Err(Hopeless(format!("{} ended with {status}; its log ends with:\n{end}", self.name)).into());
+            return Err(
+                Hopeless(format!("{} ended with {status}; its log ends with:\n{end}", self.name)).into()
+            );
         }
         Ok(())
     }

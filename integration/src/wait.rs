@@ -21,7 +21,9 @@ pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T
     loop {
         match probe() {
             Ok(value) => return Ok(value),
-            Err(last) if start.elapsed() > limit || last.is::<Hopeless>() => bail!("{what}: not within {limit:?}: {last:#}"),
+            Err(last) if start.elapsed() > limit || last.is::<Hopeless>() => {
+                bail!("{what}: not within {limit:?}: {last:#}")
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
