@@ -93,3 +93,99 @@ pub enum Event {
         exit: Exit,
     },
 }
+
+/// What the agent asks. `id` is chosen by the agent and comes back with the answer, so many requests can be under way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    pub id: u64,
+    pub call: Call,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Call {
+    Create(CreateContainer),
+    Start {
+        id: String,
+    },
+    Kill {
+        id: String,
+        signal: i32,
+        all: bool,
+    },
+    Delete {
+        id: String,
+    },
+    List,
+    Exec(ExecCall),
+    /// Answered when the process has ended; the keeper keeps the exit until [`Call::AcknowledgeExec`].
+    WaitExec {
+        container: String,
+        exec_id: String,
+    },
+    AcknowledgeExec {
+        container: String,
+        exec_id: String,
+    },
+    KillExec {
+        container: String,
+        exec_id: String,
+        signal: i32,
+    },
+    Attach {
+        id: String,
+    },
+    ReopenLog {
+        id: String,
+    },
+    Acknowledge {
+        id: String,
+    },
+    /// Send events to this connection from now on, exits that nobody has acknowledged first.
+    Subscribe,
+    /// Replace the program by the file at `binary` (or by its own path), keeping everything.
+    Reexec {
+        binary: Option<PathBuf>,
+    },
+}
+
+/// [`ExecProcess`] and which of its streams travel beside the message, in this order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecCall {
+    pub process: ExecProcess,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// One packet from keeper to agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromKeeper {
+    Reply { id: u64, result: Result<Answer, Failure> },
+    Event(Event),
+}
+
+/// A successful answer. Descriptors travel beside it in the order of the fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Done,
+    Container(ContainerView),
+    Containers(Vec<ContainerView>),
+    Exec { pid: u32, console: bool },
+    Exit(Exit),
+    Attached { stdin: bool, stderr: bool, console: bool },
+}
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    #[error("container {0} does not exist")]
+    NoSuchContainer(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("malformed request: {0}")]
+    Malformed(String),
+}
