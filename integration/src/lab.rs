@@ -153,7 +153,7 @@ fn joined_config(node: &Node) -> String {
          kubelet:\n  rotateCertificates: true\n  staticPodPath: {etc}/manifests\n\
          \x20 authentication:\n    x509: {{clientCAFile: {etc}/ca.crt}}\n\
          \x20 clusterDomain: cluster.local\n\
-         runtime:\n  registryConfigDir: {etc}/certs.d\n\
+         runtime:\n  registryConfigDir: {etc}/certs.d\n  preloadDir: {etc}/images\n\
          proxy:\n  clusterCIDR: {cidr}\n\
          overlay:\n  network: {cidr}\n",
         name = node.name(),

@@ -5,7 +5,7 @@ use orlop_integration::peers::workspace;
 use orlop_integration::process::run;
 use prost_reflect::{DescriptorPool, EnumDescriptor, FieldDescriptor, MessageDescriptor, ServiceDescriptor};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Our file, the module that publishes the original, and the original's path in it.
@@ -63,7 +63,7 @@ fn module_folder(module: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(go(&["list", "-m", "-f", "{{.Dir}}", module])?.trim()))
 }
 
-fn facts(path: &PathBuf) -> Result<Facts> {
+fn facts(path: &Path) -> Result<Facts> {
     let folder = path.parent().context("a schema lies in a folder")?;
     let name = path.file_name().context("a schema has a name")?;
     let files = protox::compile([name], [folder]).with_context(|| format!("compile {}", path.display()))?;
