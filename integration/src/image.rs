@@ -24,7 +24,7 @@ impl Recipe {
     /// Debian's static busybox with a link for each of its applets that tests use.
     pub fn busybox(name: &str) -> Self {
         const APPLETS: &str = "sh cat echo ls sleep true false env id hostname wget nc httpd dd mount ps top tar \
-                               touch mkdir rm stat head tail seq date grep kill test printf wc nslookup ip df vi";
+                               touch mkdir rm stat head tail seq date grep kill test printf wc nslookup ip df vi usleep tr sed awk";
         Self {
             name: name.to_owned(),
             programs: vec![("/bin/busybox".into(), "/bin/busybox".into())],

@@ -1,1 +1,72 @@
-fn main() {}
+//! The orlop program: reads the command line and starts what it names.
+
+mod check;
+mod cli;
+mod commands;
+mod config;
+mod demo;
+mod install;
+mod log;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use cli::{Cli, Command, PlaceArgs};
+use commands::{NodeSocket, containers, images, logs};
+use config::NodeConfig;
+use std::process::ExitCode;
+use tokio::runtime::{Builder, Runtime};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("orlop: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    log::start(&cli.log, cli.log_format)?;
+    match cli.command {
+        Command::Check { config } => {
+            let config = if config.exists() { NodeConfig::read(&config)? } else { NodeConfig::default() };
+            check::check(&config)?;
+        }
+        Command::Install { places, start } => install::install(&places.into(), start)?,
+        Command::Uninstall { places, purge } => install::uninstall(&places.into(), purge)?,
+        Command::Demo { port } => small_runtime()?.block_on(demo::serve(port))?,
+        command => return small_runtime()?.block_on(talk(command)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One thread is plenty for a command that asks the node something.
+fn small_runtime() -> Result<Runtime> {
+    Builder::new_current_thread().enable_all().build().context("start the asynchronous runtime")
+}
+
+/// The commands that talk to the node's socket.
+async fn talk(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Ps { all, node } => containers::ps(NodeSocket::connect(&node.endpoint).await?, all).await?,
+        Command::Pods { all, node } => containers::pods(NodeSocket::connect(&node.endpoint).await?, all).await?,
+        Command::Images { node } => images::list(NodeSocket::connect(&node.endpoint).await?).await?,
+        Command::Pull { image, node } => images::pull(NodeSocket::connect(&node.endpoint).await?, &image).await?,
+        Command::Logs { which, follow, tail, timestamps, node } => {
+            let mut node = NodeSocket::connect(&node.endpoint).await?;
+            let container =
+                node.find_container(&which.name, which.container.as_deref(), which.namespace.as_deref()).await?;
+            logs::logs(node, container, logs::Options { follow, timestamps, tail }).await?;
+        }
+        _ => unreachable!("every other command is handled before"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl From<PlaceArgs> for install::Places {
+    fn from(args: PlaceArgs) -> Self {
+        Self { root: args.root, bin: args.bin_dir, etc: args.config_dir, units: args.unit_dir }
+    }
+}
