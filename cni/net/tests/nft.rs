@@ -1,6 +1,8 @@
 //! Round trips through the kernel: what a batch says is what `nft` lists. Each test has a network namespace of its own
 //! that ends with it.
 
+#![allow(clippy::unwrap_used)]
+
 use orlop_net::netns::Netns;
 use orlop_net::nft::*;
 use std::net::Ipv4Addr;
@@ -26,6 +28,7 @@ fn ip(text: &str) -> Value {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one ruleset that has every kind of rule")]
 fn chains_and_rules_are_listed_as_meant() {
     in_new_namespace(|socket| {
         let t = Table::new(Family::Inet, "orlop-test");

@@ -540,11 +540,7 @@ impl Expr {
                     w.be32(7, *flags);
                 }
             }
-            Self::Masquerade { flags } => {
-                if *flags != 0 {
-                    w.be32(1, *flags);
-                }
-            }
+            Self::Masquerade { flags } if *flags != 0 => w.be32(1, *flags),
             Self::Redirect { port, flags } => {
                 if let Some(reg) = port {
                     w.be32(1, reg.id());
