@@ -1,6 +1,7 @@
 //! The agent's side of the keeper's socket.
 
 mod connection;
+mod register;
 
 use crate::protocol::{
     Answer, Call, ContainerView, CreateContainer, Event, ExecCall, ExecProcess, Exit, Failure,

@@ -6,6 +6,7 @@
 //! runtime, so the binary does not carry it.
 
 pub mod client;
+pub mod daemon;
 pub mod log;
 pub mod protocol;
 pub mod record;

@@ -1,1 +1,5 @@
-fn main() {}
+//! `orlop-keeper`: see `orlop_keeper::daemon`.
+
+fn main() -> std::process::ExitCode {
+    orlop_keeper::daemon::main()
+}

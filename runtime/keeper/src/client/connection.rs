@@ -1,6 +1,7 @@
 //! The task behind a [`super::Keeper`]: owns the socket, matches answers to requests, connects again.
 
 use super::KeeperError;
+use super::register::register;
 use crate::protocol::{Answer, Call, Event, FromKeeper, Request};
 use crate::wire::{Packet, WireError, receive};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -310,5 +311,5 @@ fn dial(path: &Path) -> Result<AsyncFd<OwnedFd>, String> {
         Ok(socket)
     };
     let socket = open().map_err(|e| e.to_string())?;
-    AsyncFd::new(socket).map_err(|e| e.to_string())
+    register(socket).map_err(|e| e.to_string())
 }
