@@ -3,3 +3,6 @@
 pub mod context;
 pub mod cri;
 pub mod pods;
+pub mod volumes;
+pub mod podspec;
+pub mod objects;
