@@ -134,7 +134,8 @@ impl Keeper {
 
     /// Signals every process the exec started.
     pub async fn kill_exec(&self, container: &str, exec_id: &str, signal: i32) -> Result<(), KeeperError> {
-        self.done(Call::KillExec { container: container.to_owned(), exec_id: exec_id.to_owned(), signal }).await
+        self.done(Call::KillExec { container: container.to_owned(), exec_id: exec_id.to_owned(), signal })
+            .await
     }
 
     /// The copies of the output are non-blocking pipes. A client that does not read them is dropped once a pipe is
@@ -197,9 +198,7 @@ impl Keeper {
             path: self.socket.display().to_string(),
             reason: "the connection's task has ended".to_owned(),
         };
-        self.commands
-            .send(Command::Call { call, descriptors, delivery, answer })
-            .map_err(|_| gone())?;
+        self.commands.send(Command::Call { call, descriptors, delivery, answer }).map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 }

@@ -147,9 +147,8 @@ impl Daemon {
         let lock = take_lock(&store)?;
         let mut poller = Poller::new().map_err(doing("make the poll set"))?;
         let listener = socket::listen(&config.socket)?;
-        let listener = poller
-            .watch(listener, poller::READ, Target::Listener)
-            .map_err(doing("watch the socket"))?;
+        let listener =
+            poller.watch(listener, poller::READ, Target::Listener).map_err(doing("watch the socket"))?;
         let signals = watch_signals(&mut poller)?;
         let mut daemon = Self {
             config: config.clone(),
@@ -185,7 +184,8 @@ impl Daemon {
         while !self.ending {
             let deadline = self.containers.next_deadline(sys::now());
             // A re-exec under way is looked at again soon, whatever it waits for.
-            let timeout = if self.reexec.is_some() { Some(deadline.unwrap_or(RETRY).min(RETRY)) } else { deadline };
+            let timeout =
+                if self.reexec.is_some() { Some(deadline.unwrap_or(RETRY).min(RETRY)) } else { deadline };
             self.poller.wait(&mut ready, timeout).map_err(doing("wait for events"))?;
             for target in ready.drain(..) {
                 self.dispatch(&target);
@@ -255,7 +255,8 @@ fn watch_signals(poller: &mut Poller) -> Result<SignalFd, DaemonError> {
 fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
     limit.current.unwrap_or(u64::MAX)

@@ -9,8 +9,8 @@ mod format;
 
 use crate::protocol::LogTarget;
 pub use file::{LogFile, LogFileError, LogFileState};
-pub use format::{Splitter, StreamName, Tag, compact_utc};
 use format::{MAX_PIECE_BYTES, RECORD_OVERHEAD, append_record, timestamp};
+pub use format::{Splitter, StreamName, Tag, compact_utc};
 use serde::{Deserialize, Serialize};
 
 /// The log of one container: both streams, one file.

@@ -112,17 +112,13 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Received, WireError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = match rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut buffer)],
-        &mut ancillary,
-        flags,
-    ) {
-        Ok(received) => received,
-        Err(Errno::AGAIN | Errno::INTR) => return Err(WireError::WouldBlock),
-        Err(Errno::CONNRESET) => return Err(WireError::Closed),
-        Err(e) => return Err(WireError::Socket(e)),
-    };
+    let received =
+        match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, flags) {
+            Ok(received) => received,
+            Err(Errno::AGAIN | Errno::INTR) => return Err(WireError::WouldBlock),
+            Err(Errno::CONNRESET) => return Err(WireError::Closed),
+            Err(e) => return Err(WireError::Socket(e)),
+        };
     let mut descriptors = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
@@ -148,8 +144,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Received, WireError> {
 }
 
 fn memory_file(bytes: &[u8]) -> Result<OwnedFd, WireError> {
-    let file =
-        rustix::fs::memfd_create("orlop-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let file = rustix::fs::memfd_create("orlop-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut rest = bytes;
     while !rest.is_empty() {
         let written = rustix::io::write(&file, rest)?;
@@ -224,8 +219,7 @@ mod tests {
 
     #[test]
     fn a_message_beyond_the_bound_is_not_sent() {
-        let reply =
-            FromKeeper::Reply { id: 1, result: Err(Failure::Refused("x".repeat(MAX_MESSAGE_BYTES))) };
+        let reply = FromKeeper::Reply { id: 1, result: Err(Failure::Refused("x".repeat(MAX_MESSAGE_BYTES))) };
         assert!(matches!(Packet::encode(&reply, Vec::new()), Err(WireError::TooLarge(_))));
     }
 

@@ -144,7 +144,8 @@ impl Connection {
                 match Packet::encode(&Request { id, call }, descriptors) {
                     Ok(packet) => {
                         let waiting_since = Instant::now();
-                        self.pending.insert(id, Pending { packet: Some(packet), delivery, answer, waiting_since });
+                        self.pending
+                            .insert(id, Pending { packet: Some(packet), delivery, answer, waiting_since });
                         self.unsent.push_back(id);
                     }
                     Err(error) => {
@@ -222,7 +223,8 @@ impl Connection {
     fn lose(&mut self) {
         self.socket = None;
         self.unsent.clear();
-        let unknown = self.unreachable("the connection broke before the answer; it is unknown whether it was done");
+        let unknown =
+            self.unreachable("the connection broke before the answer; it is unknown whether it was done");
         let now = Instant::now();
         for (id, mut pending) in std::mem::take(&mut self.pending) {
             if pending.packet.is_none() {

@@ -100,7 +100,8 @@ fn open_process(record: &Record) -> Option<OwnedFd> {
 
 /// A pipe whose read end died with the last keeper can be opened again through a process that still writes to it.
 fn reopen_output(record: &Record, number: u32, inode: u64) -> Option<OwnedFd> {
-    if record.phase == Phase::Exited || inode == 0 || process_start(record.pid) != Some(record.process_start) {
+    if record.phase == Phase::Exited || inode == 0 || process_start(record.pid) != Some(record.process_start)
+    {
         return None;
     }
     let path = format!("/proc/{}/fd/{number}", record.pid);

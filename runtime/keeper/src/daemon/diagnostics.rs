@@ -109,8 +109,7 @@ mod tests {
 
     #[test]
     fn a_newline_in_a_value_does_not_break_a_line() {
-        let fields =
-            Fields { message: "lost".to_owned(), others: vec![("error", "a\nb".to_owned())] };
+        let fields = Fields { message: "lost".to_owned(), others: vec![("error", "a\nb".to_owned())] };
         assert_eq!(render(LogFormat::Text, Level::WARN, &fields), r#"WARN lost error="a\nb""#);
         let json: serde_json::Value =
             serde_json::from_str(&render(LogFormat::Json, Level::WARN, &fields)).unwrap();

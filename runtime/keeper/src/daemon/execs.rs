@@ -8,7 +8,7 @@ use super::clients::{Outcome, ReplyTo};
 use super::containers::Container;
 use super::exits::{Ended, oom_killed, reap};
 use super::poller::{READ, Target, Token, Watched};
-use super::spawn::{with_open_files, null_device};
+use super::spawn::{null_device, with_open_files};
 use super::{Daemon, sys};
 use crate::protocol::{Answer, Event, ExecCall, Exit, Failure, Phase};
 use orlop_oci::{ExecProgress, ExecRequest, StartingExec, Stdio};
@@ -48,7 +48,12 @@ impl Exec {
 
 impl Daemon {
     /// Answers only failures; success is answered when the program runs.
-    pub(super) fn exec(&mut self, reply: ReplyTo, call: ExecCall, passed: Vec<OwnedFd>) -> Result<(), Failure> {
+    pub(super) fn exec(
+        &mut self,
+        reply: ReplyTo,
+        call: ExecCall,
+        passed: Vec<OwnedFd>,
+    ) -> Result<(), Failure> {
         let (id, exec_id) = (call.process.container.clone(), call.process.exec_id.clone());
         let open_files = self.open_files;
         let container = self.container(&id)?;

@@ -30,7 +30,9 @@ pub(super) fn reap(pidfd: BorrowedFd<'_>) -> Ended {
             (None, None) => UNKNOWN_CODE,
         }),
         Ok(None) => Ended::Running,
-        Err(_) => sys::exit_status_of_stranger(pidfd).map_or(Ended::Unreaped, |status| Ended::Code(decode(status))),
+        Err(_) => {
+            sys::exit_status_of_stranger(pidfd).map_or(Ended::Unreaped, |status| Ended::Code(decode(status)))
+        }
     }
 }
 

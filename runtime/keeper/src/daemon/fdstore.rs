@@ -7,7 +7,8 @@ use super::containers::Container;
 use super::sys;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
 };
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -36,7 +37,8 @@ impl FdStore {
                 path => SocketAddrUnix::new(path).ok()?,
             };
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
             Some((socket, address))
         };
         Self { manager: connect() }

@@ -75,7 +75,11 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Invocat
     while let Some(argument) = arguments.next() {
         let (name, inline) = split(&argument);
         let mut value = |flag: &'static str| {
-            inline.clone().or_else(|| arguments.next()).filter(|v| !v.is_empty()).ok_or(FlagError::NoValue(flag))
+            inline
+                .clone()
+                .or_else(|| arguments.next())
+                .filter(|v| !v.is_empty())
+                .ok_or(FlagError::NoValue(flag))
         };
         match name.as_str() {
             "--help" | "-h" if inline.is_none() => return Ok(Invocation::Help),

@@ -251,7 +251,9 @@ impl Daemon {
         let id = saved.record.id.clone();
         let adopt = |what: &str, fd: Option<RawFd>| -> Option<OwnedFd> {
             let adopted = fd.map(sys::adopt_fd)?;
-            adopted.inspect_err(|error| tracing::error!(container = %id, what, %error, "lost a descriptor")).ok()
+            adopted
+                .inspect_err(|error| tracing::error!(container = %id, what, %error, "lost a descriptor"))
+                .ok()
         };
         let lost = |what: &'static str| {
             let id = id.clone();

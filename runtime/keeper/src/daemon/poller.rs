@@ -61,11 +61,7 @@ pub(super) struct Poller {
 
 impl Poller {
     pub(super) fn new() -> Result<Self, Errno> {
-        Ok(Self {
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
-            targets: HashMap::new(),
-            next: 0,
-        })
+        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, targets: HashMap::new(), next: 0 })
     }
 
     pub(super) fn watch(&mut self, fd: OwnedFd, flags: EventFlags, target: Target) -> Result<Watched, Errno> {

@@ -24,7 +24,9 @@ impl Daemon {
                 self.acknowledge_exec(&container, &exec_id);
                 done(Ok(()))
             }
-            Call::KillExec { container, exec_id, signal } => done(self.kill_exec(&container, &exec_id, signal)),
+            Call::KillExec { container, exec_id, signal } => {
+                done(self.kill_exec(&container, &exec_id, signal))
+            }
             Call::Attach { id } => Some(self.attach(&id)),
             Call::ReopenLog { id } => done(self.reopen_log(&id)),
             Call::Acknowledge { id } => done(self.acknowledge(&id)),

@@ -241,7 +241,8 @@ pub(super) fn with_open_files(process: &mut Process, soft: u64) {
         return;
     }
     let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
-    let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).hard(hard).soft(soft.min(hard));
+    let limit =
+        PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).hard(hard).soft(soft.min(hard));
     // Every field is given, so there is always one.
     limits.extend(limit.build());
     process.set_rlimits(Some(limits));

@@ -27,7 +27,12 @@ pub(super) struct Copies {
 
 impl Copies {
     /// Returns the read end of a new copy.
-    pub(super) fn add(&mut self, poller: &mut Poller, id: &str, stream: StreamName) -> Result<OwnedFd, Errno> {
+    pub(super) fn add(
+        &mut self,
+        poller: &mut Poller,
+        id: &str,
+        stream: StreamName,
+    ) -> Result<OwnedFd, Errno> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // A smaller pipe only drops a slow reader earlier.
         let _ = rustix::pipe::fcntl_setpipe_size(&write, COPY_BYTES);
@@ -51,7 +56,8 @@ impl Copies {
     pub(super) fn write(&mut self, poller: &mut Poller, stream: StreamName, bytes: &[u8]) {
         self.close(poller, |copy| {
             // A partial write means a full pipe: the reader would see a hole.
-            copy.stream == stream && !matches!(rustix::io::write(&copy.pipe, bytes), Ok(n) if n == bytes.len())
+            copy.stream == stream
+                && !matches!(rustix::io::write(&copy.pipe, bytes), Ok(n) if n == bytes.len())
         });
     }
 

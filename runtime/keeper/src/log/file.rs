@@ -79,8 +79,7 @@ impl LogFile {
                 .map_err(|source| LogFileError::MakeDirectory { path: parent.to_owned(), source })?;
         }
         let open = |source| LogFileError::Open { path: path.clone(), source };
-        let flags =
-            OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o640)).map_err(open)?;
         self.size = size_of(file.as_fd()).map_err(open)?;
         self.file = Some(file);
@@ -147,7 +146,8 @@ impl LogFile {
 
     fn tell_loss(&mut self, now: i64) -> bool {
         let mut record = Vec::new();
-        let text = format!("orlop-keeper: {} bytes of output were lost: the log could not be written", self.dropped);
+        let text =
+            format!("orlop-keeper: {} bytes of output were lost: the log could not be written", self.dropped);
         append_record(&mut record, &timestamp(now), StreamName::Stderr, Tag::Full, text.as_bytes());
         if !self.fits(record.len()) {
             self.rotate(now);
@@ -177,7 +177,8 @@ impl LogFile {
         if written < records.len() {
             let whole = records[..written].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
             // If even that fails, the torn record stays and the next one is glued to it: nothing better is left.
-            let end = if rustix::fs::ftruncate(file, self.size + whole as u64).is_ok() { whole } else { written };
+            let end =
+                if rustix::fs::ftruncate(file, self.size + whole as u64).is_ok() { whole } else { written };
             self.size += end as u64;
             return whole;
         }
