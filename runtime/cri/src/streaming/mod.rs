@@ -3,11 +3,19 @@
 //! This module is the server; what a stream is connected to is behind [`StreamTarget`], which the CRI service
 //! implements. A request is validated by the CRI before it becomes a URL, so the server only has to carry bytes.
 
-use orlop_proto::cri::{AttachRequest, ExecRequest, PortForwardRequest};
+pub mod client;
+mod forward;
+mod server;
+mod session;
+pub mod spdy;
+mod tokens;
+
+pub use server::StreamServer;
+
+pub(crate) mod target;
+
+use orlop_proto::cri::{AttachRequest, ExecRequest};
 use std::fmt;
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tonic::async_trait;
@@ -67,33 +75,4 @@ pub trait StreamTarget: Send + Sync + 'static {
         port: u16,
         stream: Box<dyn AsyncReadWrite>,
     ) -> Result<(), StreamError>;
-}
-
-/// The HTTP server behind the URLs. Dropping it ends its listener and its sessions.
-#[derive(Debug)]
-pub struct StreamServer {
-    address: SocketAddr,
-}
-
-impl StreamServer {
-    /// Listens on `bind` (port 0 picks one) and serves `target` until dropped.
-    pub async fn start(bind: SocketAddr, target: Arc<dyn StreamTarget>) -> io::Result<Self> {
-        let listener = tokio::net::TcpListener::bind(bind).await?;
-        let address = listener.local_addr()?;
-        drop(target);
-        Ok(Self { address })
-    }
-
-    /// A URL that runs this request once, within a minute.
-    pub fn exec_url(&self, request: ExecRequest) -> Result<String, StreamError> {
-        Ok(format!("http://{}/exec/{}", self.address, request.container_id))
-    }
-
-    pub fn attach_url(&self, request: AttachRequest) -> Result<String, StreamError> {
-        Ok(format!("http://{}/attach/{}", self.address, request.container_id))
-    }
-
-    pub fn port_forward_url(&self, request: PortForwardRequest) -> Result<String, StreamError> {
-        Ok(format!("http://{}/portforward/{}", self.address, request.pod_sandbox_id))
-    }
 }
