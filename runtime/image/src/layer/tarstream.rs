@@ -92,8 +92,8 @@ impl<R: Read> TarStream<R> {
             self.skip(self.remaining + self.padding)?;
             (self.remaining, self.padding) = (0, 0);
             let Some(header) = self.header()? else { return Ok(None) };
-            let declared =
-                header.entry_size().map_err(|_| LayerError::Malformed("a size is not a number"))?;
+            let declared = blank_is_zero(&header.as_old().size, header.entry_size())
+                .map_err(|_| LayerError::Malformed("a size is not a number"))?;
             match header.entry_type() {
                 EntryType::XHeader => pax(&self.extension(declared)?, &mut overrides)?,
                 EntryType::GNULongName => overrides.path = Some(c_string(self.extension(declared)?)),
@@ -194,9 +194,11 @@ impl<R: Read> TarStream<R> {
         let seconds = || header.mtime().ok().and_then(|s| i64::try_from(s).ok()).unwrap_or(0);
         let mut member = Member {
             kind,
-            mode: header.mode().map_err(|_| LayerError::Malformed("a mode is not a number"))? & 0o7777,
-            uid: number(header.uid(), over.uid)?,
-            gid: number(header.gid(), over.gid)?,
+            mode: blank_is_zero(&header.as_old().mode, header.mode())
+                .map_err(|_| LayerError::Malformed("a mode is not a number"))?
+                & 0o7777,
+            uid: number(blank_is_zero(&header.as_old().uid, header.uid()), over.uid)?,
+            gid: number(blank_is_zero(&header.as_old().gid, header.gid()), over.gid)?,
             mtime: over.mtime.unwrap_or_else(|| (seconds(), 0)),
             size: if kind == Kind::File { stored } else { 0 },
             device: (device(header.device_major()), device(header.device_minor())),
@@ -260,6 +262,11 @@ impl<R: Read> TarStream<R> {
         member.sparse = Some(segments);
         Ok(())
     }
+}
+
+/// Some writers leave out numbers that are zero.
+fn blank_is_zero<T: Default>(field: &[u8], value: io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|b| matches!(b, 0 | b' ')) { Ok(T::default()) } else { value }
 }
 
 fn padding(size: u64) -> u64 {

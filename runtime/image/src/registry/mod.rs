@@ -17,3 +17,6 @@ mod transport;
 
 pub(crate) use blob::BlobStream;
 pub(crate) use session::{Session, Timing};
+
+#[cfg(test)]
+mod tests;

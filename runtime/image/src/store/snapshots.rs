@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
 use super::index::SnapshotRecord;
-use super::{Store, VERSION, create_dir};
+use super::{Store, VERSION, create_dir, lock};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::layer::{DirectoryMeta, tree};
@@ -80,7 +80,17 @@ impl Store {
     pub(crate) fn release(&self, key: &str) -> Result<(), ImageError> {
         check_key(key)?;
         self.discard(&self.layout.container(key), &self.layout.container_trash())?;
-        self.index().snapshots.remove(key);
+        let mut index = self.index();
+        let last_user = match index.snapshots.remove(key) {
+            Some(record) => record.layers.iter().any(|number| !index.is_referenced(*number)),
+            None => false,
+        };
+        drop(index);
+        // Its image was removed before it.
+        if last_user {
+            let _writer = lock(&self.writer);
+            self.collect()?;
+        }
         Ok(())
     }
 
@@ -98,11 +108,14 @@ impl Store {
         let path = &self.layout.containers;
         for entry in fs::read_dir(path).map_err(ImageError::store("list", path))? {
             let entry = entry.map_err(ImageError::store("list", path))?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if !name.starts_with('.') && !keys.iter().any(|key| *key == name) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') || keys.contains(&name) {
+                continue;
+            }
+            if check_key(&name).is_ok() {
+                self.release(&name)?;
+            } else {
                 self.discard(&entry.path(), &self.layout.container_trash())?;
-                self.index().snapshots.remove(name.as_ref());
             }
         }
         Ok(())
