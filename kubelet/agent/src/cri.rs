@@ -9,7 +9,13 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 /// Carries CRI calls: a socket to a foreign runtime, or our own service object in this process.
-pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, StdError>;
+pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, TransportError>;
+
+/// Why a call could not be carried. A type of its own, since with a bare boxed error the compiler cannot prove that a
+/// call may change threads.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TransportError(StdError);
 
 /// The largest message a runtime may send, as the kubelet has always had it.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -41,8 +47,8 @@ impl Cri {
         I::Future: Send,
     {
         Self {
-            runtime: BoxCloneSyncService::new(runtime.map_err(Into::into)),
-            images: BoxCloneSyncService::new(images.map_err(Into::into)),
+            runtime: BoxCloneSyncService::new(runtime.map_err(|error| TransportError(error.into()))),
+            images: BoxCloneSyncService::new(images.map_err(|error| TransportError(error.into()))),
         }
     }
 

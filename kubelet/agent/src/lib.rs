@@ -3,6 +3,11 @@
 pub mod context;
 pub mod cri;
 pub mod pods;
+pub mod hooks;
+pub mod probes;
 pub mod volumes;
 pub mod podspec;
 pub mod objects;
+pub mod config;
+pub mod node;
+pub mod shutdown;
