@@ -1,0 +1,351 @@
+//! Gives each pod its task, and each task its news. Holds no pod's state itself and never waits for one.
+
+use super::admission::Admission;
+use super::directory::PodDirectory;
+use super::executor::Services;
+use super::machine::{Event, Origin};
+use super::parts::ProbeOutcome;
+use super::runtime_events::{self, Touch};
+use super::store::{Change, Store};
+use super::worker::{self, Assignment, Beginning, Handle};
+use super::{gc, labels, mirror, source_static};
+use k8s_openapi::api::core::v1::Pod;
+use orlop_api::watch::{WatchEvent, WatchRequest};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// How often everything is looked at again although nothing was told.
+const AUDIT: Duration = Duration::from_secs(60);
+const RUNTIME_RETRY: Duration = Duration::from_secs(1);
+
+/// Runs all pods of this node.
+#[derive(Debug)]
+pub struct PodManager {
+    services: Services,
+    directory: PodDirectory,
+    store: Store,
+    workers: HashMap<String, Handle>,
+    ended: mpsc::UnboundedSender<String>,
+    runtime_name: Arc<str>,
+    /// Senders of the UIDs of mirrors, by full name.
+    mirror_uids: HashMap<String, watch::Sender<Option<String>>>,
+    mirror_view: Option<watch::Sender<mirror::View>>,
+    orphans_handled: bool,
+    sweeping: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Runs until dropped or aborted. Containers go on without us: stopping the kubelet stops no pod.
+pub async fn run(services: Services, directory: PodDirectory, mut probes: mpsc::Receiver<ProbeOutcome>) {
+    let runtime_name = runtime_name(&services).await;
+    let settings = &services.context.settings;
+    let (ended, mut endings) = mpsc::unbounded_channel();
+    let (touch, mut touches) = mpsc::channel(256);
+    let (files_out, mut files) = mpsc::channel(4);
+    let has_files = settings.static_pod_path.is_some();
+    if let Some(path) = settings.static_pod_path.clone() {
+        let name = services.context.node_name.clone();
+        tokio::spawn(source_static::run(path, name, settings.file_check_frequency, files_out));
+    }
+    let mut api = services.context.api.as_ref().map(|client| {
+        let request = WatchRequest {
+            path: "/api/v1/pods".to_owned(),
+            field_selector: format!("spec.nodeName={}", services.context.node_name),
+            ..WatchRequest::default()
+        };
+        orlop_api::watch::watch::<Pod>(client, request)
+    });
+    tokio::spawn(runtime_events::run(services.runtime.clone(), touch));
+    let mirror_view = services.context.api.clone().map(|client| {
+        let (view, receiver) = watch::channel(mirror::View::default());
+        tokio::spawn(mirror::run(client, receiver, services.context.node.clone()));
+        view
+    });
+    let mut manager = PodManager {
+        store: Store::new(api.is_some(), has_files),
+        services,
+        directory,
+        workers: HashMap::new(),
+        ended,
+        runtime_name,
+        mirror_uids: HashMap::new(),
+        mirror_view,
+        orphans_handled: false,
+        sweeping: Arc::default(),
+    };
+    let mut audit = tokio::time::interval(AUDIT);
+    audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            Some(news) = next(&mut api) => manager.hear_api(news),
+            Some(pods) = files.recv(), if has_files => manager.hear_files(pods),
+            Some(touch) = touches.recv() => manager.touched(touch).await,
+            Some(uid) = endings.recv() => manager.worker_ended(&uid),
+            Some(outcome) = probes.recv() => manager.probed(outcome),
+            _ = audit.tick() => manager.audit().await,
+        }
+        if manager.store.is_complete() && !manager.orphans_handled {
+            manager.orphans_handled = manager.adopt_orphans().await;
+        }
+    }
+}
+
+async fn next(api: &mut Option<mpsc::Receiver<WatchEvent<Pod>>>) -> Option<WatchEvent<Pod>> {
+    match api {
+        Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks until the runtime answers: without it there is nothing to do.
+async fn runtime_name(services: &Services) -> Arc<str> {
+    let mut told = false;
+    loop {
+        match services.runtime.name().await {
+            Ok(name) => return name.into(),
+            Err(error) if !told => {
+                told = true;
+                tracing::error!(%error, "the container runtime does not answer; no pod can be run until it does");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RUNTIME_RETRY).await;
+    }
+}
+
+impl PodManager {
+    fn hear_api(&mut self, news: WatchEvent<Pod>) {
+        let changes = self.store.hear_api(news);
+        self.apply(changes);
+        self.show_mirrors();
+    }
+
+    fn hear_files(&mut self, pods: Vec<Arc<Pod>>) {
+        let changes = self.store.hear_files(pods);
+        self.apply(changes);
+        self.show_mirrors();
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Removed { uid } => self.tell(&uid, Event::Removed),
+                Change::Set(pod, origin) => {
+                    let uid = labels::identity(&pod).2;
+                    if self.workers.contains_key(uid) {
+                        self.tell(&uid.to_owned(), Event::Updated(pod));
+                    } else {
+                        self.start(pod, origin);
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&self, uid: &str, event: Event) {
+        if let Some(worker) = self.workers.get(uid) {
+            // A worker that has just ended needs no news.
+            worker.events.send(event).ok();
+        }
+    }
+
+    /// Gives a pod its task, unless an earlier pod of the same name is still on its way down.
+    fn start(&mut self, pod: Arc<Pod>, origin: Origin) {
+        let (_, _, uid) = labels::identity(&pod);
+        let full_name = labels::full_name(&pod);
+        if self.workers.values().any(|worker| worker.full_name == full_name && !worker.is_orphan) {
+            return;
+        }
+        let beginning = match self.admit(&pod, uid) {
+            Ok(()) => Beginning::Run,
+            Err(verdict) => {
+                tracing::warn!(pod = full_name, reason = verdict.reason, "{}", verdict.message);
+                let event = super::events::PodEvent {
+                    severity: super::events::Severity::Warning,
+                    reason: "AdmissionRejected",
+                    message: format!("{}: {}", verdict.reason, verdict.message),
+                    field_path: None,
+                };
+                self.services.context.events.emit(&pod, event);
+                Beginning::Reject(verdict)
+            }
+        };
+        self.spawn(pod, origin, beginning);
+    }
+
+    fn spawn(&mut self, pod: Arc<Pod>, origin: Origin, beginning: Beginning) {
+        let uid = labels::identity(&pod).2.to_owned();
+        let object_uid = match origin {
+            Origin::Api => watch::channel(Some(uid.clone())).1,
+            Origin::File => self.mirror_uid(&labels::full_name(&pod)).subscribe(),
+        };
+        let assignment =
+            Assignment { pod, origin, beginning, object_uid, runtime_name: Arc::clone(&self.runtime_name) };
+        let handle =
+            worker::spawn(assignment, self.services.clone(), self.directory.clone(), self.ended.clone());
+        self.workers.insert(uid, handle);
+    }
+
+    fn admit(&self, pod: &Pod, uid: &str) -> Result<(), super::machine::Verdict> {
+        let status = pod.status.as_ref();
+        let is_ending = pod.metadata.deletion_timestamp.is_some() || is_terminal(pod);
+        // Let in once already, before this kubelet was started.
+        let is_known = status.is_some_and(|status| status.start_time.is_some());
+        if is_ending || is_known {
+            return Ok(());
+        }
+        let active: Vec<&Pod> = self
+            .store
+            .pods()
+            .map(|(pod, _)| &**pod)
+            .filter(|other| {
+                let other_uid = labels::identity(other).2;
+                let worker = self.workers.get(other_uid);
+                other_uid != uid && worker.is_some_and(|worker| !worker.is_rejected) && !is_terminal(other)
+            })
+            .collect();
+        let node = self.services.context.node.borrow().clone();
+        let max_pods = self.services.context.settings.max_pods;
+        Admission { node: node.as_deref(), max_pods }.admit(pod, &active)
+    }
+
+    fn worker_ended(&mut self, uid: &str) {
+        let Some(ended) = self.workers.remove(uid) else { return };
+        if ended.origin == Origin::File && !self.store.static_pods().contains_key(&ended.full_name) {
+            self.mirror_uids.remove(&ended.full_name);
+        }
+        self.show_mirrors();
+        // A pod of the same name, or a static pod whose file came back, has waited for this.
+        let waiting: Vec<(Arc<Pod>, Origin)> = self
+            .store
+            .pods()
+            .filter(|(pod, _)| !self.workers.contains_key(labels::identity(pod).2))
+            .filter(|(pod, _)| labels::full_name(pod) == ended.full_name)
+            .map(|(pod, origin)| (Arc::clone(pod), origin))
+            .collect();
+        for (pod, origin) in waiting {
+            // The API object of a pod that has just been deleted may still be shown for a moment.
+            if !(origin == Origin::Api && labels::identity(&pod).2 == uid) {
+                self.start(pod, origin);
+            }
+        }
+    }
+
+    async fn touched(&mut self, touch: Touch) {
+        match touch {
+            Touch::All => self.look_everywhere(),
+            Touch::Pod(uid) if self.workers.contains_key(&uid) => self.tell(&uid, Event::Look),
+            Touch::Pod(_) => {
+                if self.store.is_complete() {
+                    self.adopt_orphans().await;
+                }
+            }
+            Touch::Container(id) => {
+                if let Some(uid) = self.directory.owner_of(&id) {
+                    self.tell(&uid, Event::Look);
+                }
+            }
+        }
+    }
+
+    fn look_everywhere(&self) {
+        for worker in self.workers.values() {
+            worker.events.send(Event::Look).ok();
+        }
+    }
+
+    fn probed(&self, outcome: ProbeOutcome) {
+        let uid = outcome.pod_uid.clone();
+        self.tell(&uid, Event::Probe(outcome));
+    }
+
+    /// Gives pods that only the runtime knows a task that ends them. False when the runtime could not be asked.
+    async fn adopt_orphans(&mut self) -> bool {
+        match gc::runtime_pods(&self.services).await {
+            Ok(found) => {
+                for (uid, pod) in found {
+                    if !self.store.contains(&uid) && !self.workers.contains_key(&uid) {
+                        tracing::info!(
+                            pod = labels::full_name(&pod),
+                            uid,
+                            "ending a pod that no source knows any more"
+                        );
+                        self.spawn(Arc::new(pod), Origin::Api, Beginning::Orphan);
+                    }
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "orphaned pods cannot be looked for");
+                false
+            }
+        }
+    }
+
+    async fn audit(&mut self) {
+        self.look_everywhere();
+        if !self.store.is_complete() || !self.adopt_orphans().await {
+            return;
+        }
+        let known: HashSet<String> = self
+            .store
+            .pods()
+            .map(|(pod, _)| labels::identity(pod).2.to_owned())
+            .chain(self.workers.keys().cloned())
+            .collect();
+        let services = self.services.clone();
+        // One sweep at a time: a volume that hangs must not pile up sweeps behind it.
+        if let Ok(guard) = Arc::clone(&self.sweeping).try_lock_owned() {
+            tokio::spawn(async move {
+                gc::sweep(&services, known).await;
+                drop(guard);
+            });
+        }
+    }
+
+    fn mirror_uid(&mut self, full_name: &str) -> &watch::Sender<Option<String>> {
+        let shown = self.store.mirrors().get(full_name).and_then(|mirror| mirror.metadata.uid.clone());
+        self.mirror_uids.entry(full_name.to_owned()).or_insert_with(|| watch::channel(shown).0)
+    }
+
+    /// Tells the mirror task and the status writers what mirrors there are and should be.
+    fn show_mirrors(&mut self) {
+        let Some(view) = &self.mirror_view else { return };
+        let mirrors = self.store.mirrors();
+        for (name, sender) in &self.mirror_uids {
+            let shown = mirrors.get(name).and_then(|mirror| mirror.metadata.uid.clone());
+            sender.send_if_modified(|uid| std::mem::replace(uid, shown.clone()) != shown);
+        }
+        let mut wanted = self.store.static_pods();
+        // While an old pod of that name is on its way down, its mirror goes on showing it.
+        for worker in self.workers.values().filter(|worker| worker.origin == Origin::File) {
+            if !wanted.contains_key(&worker.full_name) {
+                if let Some(mirror) =
+                    mirrors.get(&worker.full_name).filter(|m| m.metadata.deletion_timestamp.is_none())
+                {
+                    wanted.insert(worker.full_name.clone(), as_wanted(mirror));
+                }
+            }
+        }
+        view.send_replace(mirror::View {
+            wanted,
+            existing: mirrors.clone(),
+            complete: self.store.is_complete(),
+        });
+    }
+}
+
+/// A mirror seen as the static pod that it shows.
+fn as_wanted(mirror: &Arc<Pod>) -> Arc<Pod> {
+    let mut pod = (**mirror).clone();
+    let notes = pod.metadata.annotations.get_or_insert_default();
+    let hash = notes.get(labels::CONFIG_MIRROR).cloned().unwrap_or_default();
+    notes.insert(labels::CONFIG_HASH.to_owned(), hash);
+    Arc::new(pod)
+}
+
+fn is_terminal(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
