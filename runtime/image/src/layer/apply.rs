@@ -86,7 +86,7 @@ impl Applier {
     fn member<R: Read>(&mut self, member: &Member, stream: &mut TarStream<R>) -> Result<(), LayerError> {
         let path = relative(&member.path)?;
         let Some(name) = path.file_name() else { return self.root_entry(member) };
-        let parent_path = path.parent().unwrap_or(Path::new(""));
+        let parent_path = path.parent().unwrap_or_else(|| Path::new(""));
         let parent = self.parent(parent_path)?;
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return self.whiteout(&path, parent_path, &parent, name.as_bytes(), hidden);
@@ -270,7 +270,7 @@ impl Applier {
         }
         let missing = || LayerError::MissingLinkTarget { path: path.to_owned(), target: target.clone() };
         let target_name = target.file_name().ok_or_else(missing)?;
-        let target_parent = match open_in_root(&self.root, target.parent().unwrap_or(Path::new(""))) {
+        let target_parent = match open_in_root(&self.root, target.parent().unwrap_or_else(|| Path::new(""))) {
             Ok(target_parent) => target_parent,
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
             Err(cause) => return Err(LayerError::io("open the parent of", &target, cause)),

@@ -146,7 +146,7 @@ fn origin(
     directory: Option<&Path>,
 ) -> Result<Host, ImageError> {
     let domain = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
-    host(server.unwrap_or(domain), fields, directory.unwrap_or(Path::new("")), true)
+    host(server.unwrap_or(domain), fields, directory.unwrap_or_else(|| Path::new("")), true)
         .map_err(|reason| ImageError::InvalidReference { reference: domain.to_owned(), reason })
 }
 

@@ -91,6 +91,7 @@ pub(crate) struct Session {
 }
 
 /// A manifest as received, its bytes matching its digest.
+#[derive(Debug)]
 pub(crate) struct RawManifest {
     pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
