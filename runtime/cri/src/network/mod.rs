@@ -1,6 +1,11 @@
 //! What the CRI needs from a pod network, and its two implementations: conflists executed as plugins, and whatever the
 //! program that embeds the runtime hands in (in `orlop node` the built-in pod network).
 
+mod conflist;
+mod plugin;
+
+pub use conflist::Conflist;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;

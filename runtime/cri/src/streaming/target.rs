@@ -75,13 +75,12 @@ impl StreamTarget for Target {
         connection.set_nonblocking(true).map_err(|e| refused(e.to_string()))?;
         let mut connection =
             tokio::net::TcpStream::from_std(connection).map_err(|e| refused(e.to_string()))?;
-        tokio::io::copy_bidirectional(&mut stream, &mut connection)
-            .await
-            .map(|_| ())
-            .map_err(|e| StreamError::Failed {
+        tokio::io::copy_bidirectional(&mut stream, &mut connection).await.map(|_| ()).map_err(|e| {
+            StreamError::Failed {
                 operation: format!("carry port {port} of sandbox {sandbox_id}"),
                 reason: e.to_string(),
-            })
+            }
+        })
     }
 }
 
@@ -93,7 +92,11 @@ fn connect(port: u16) -> io::Result<TcpStream> {
         .or_else(|error| TcpStream::connect_timeout(&v6, CONNECT_PATIENCE).map_err(|_| error))
 }
 
-async fn exec_with_pipes(runtime: &Arc<Runtime>, request: &ExecRequest, io: StreamIo) -> Result<i32, CriError> {
+async fn exec_with_pipes(
+    runtime: &Arc<Runtime>,
+    request: &ExecRequest,
+    io: StreamIo,
+) -> Result<i32, CriError> {
     let container = runtime.running(&request.container_id)?;
     let pipe_error = |e| CriError::io("create a pipe for", "exec", e);
     let mut streams = ExecStreams { stdin: None, stdout: None, stderr: None };
@@ -190,7 +193,9 @@ fn or_sink(wanted: Option<Box<dyn AsyncWrite + Send + Unpin>>) -> Box<dyn AsyncW
 fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-    AsyncFd::register(fd)
+    // Deprecated for types whose descriptor may change under the registration; an `OwnedFd`'s never does.
+    #[allow(deprecated)]
+    AsyncFd::new(fd)
 }
 
 /// Copies to the client until the other side is gone; a terminal says so with EIO.
