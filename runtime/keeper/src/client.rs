@@ -198,7 +198,9 @@ impl Keeper {
             path: self.socket.display().to_string(),
             reason: "the connection's task has ended".to_owned(),
         };
-        self.commands.send(Command::Call { call, descriptors, delivery, answer }).map_err(|_| gone())?;
+        self.commands
+            .send(Command::Call { call: Box::new(call), descriptors, delivery, answer })
+            .map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 }

@@ -182,6 +182,11 @@ impl Daemon {
     fn serve(&mut self) -> Result<(), DaemonError> {
         let mut ready = Vec::with_capacity(64);
         while !self.ending {
+            // Before waiting: a program that has just taken over may owe answers.
+            self.flush_clients();
+            if self.reexec.is_some() {
+                self.try_reexec();
+            }
             let deadline = self.containers.next_deadline(sys::now());
             // A re-exec under way is looked at again soon, whatever it waits for.
             let timeout =
@@ -191,11 +196,8 @@ impl Daemon {
                 self.dispatch(&target);
             }
             self.expire_unreaped(sys::now());
-            self.flush_clients();
-            if self.reexec.is_some() {
-                self.try_reexec();
-            }
         }
+        self.flush_clients();
         tracing::info!("orlop-keeper ends; containers go on");
         socket::unlink(&self.config.socket);
         Ok(())

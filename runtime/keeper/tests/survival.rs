@@ -149,6 +149,20 @@ async fn malformed_messages_are_answered_and_the_keeper_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idle_keeper_is_replaced_without_its_clients_noticing() {
+    let (node, keeper) = Node::start().await;
+    let pid = node.keeper_pid();
+    for _ in 0..3 {
+        keeper.reexec(None).await.unwrap();
+        node.signal("-HUP");
+        assert!(keeper.list().await.unwrap().is_empty());
+    }
+    assert_eq!(node.keeper_pid(), pid);
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert_eq!(command.matches("--restore-fd").count(), 1, "{command:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_never_reads_holds_up_nobody() {
     let (node, keeper) = Node::start().await;
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();

@@ -32,7 +32,7 @@ pub(super) enum Delivery {
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Call { call: Call, descriptors: Vec<OwnedFd>, delivery: Delivery, answer: oneshot::Sender<Reply> },
+    Call { call: Box<Call>, descriptors: Vec<OwnedFd>, delivery: Delivery, answer: oneshot::Sender<Reply> },
     Subscribe,
 }
 
@@ -141,7 +141,7 @@ impl Connection {
             Command::Call { call, descriptors, delivery, answer } => {
                 let id = self.next_id;
                 self.next_id += 1;
-                match Packet::encode(&Request { id, call }, descriptors) {
+                match Packet::encode(&Request { id, call: *call }, descriptors) {
                     Ok(packet) => {
                         let waiting_since = Instant::now();
                         self.pending

@@ -7,7 +7,7 @@ use super::clients::{Client, Clients, ReplyTo};
 use super::containers::{Container, Containers};
 use super::execs::{Exec, Stage};
 use super::fdstore::FdStore;
-use super::poller::{Poller, READ, Target};
+use super::poller::{Poller, READ, Target, Watched};
 use super::{Config, Daemon, DaemonError, READ_BYTES, doing, flags, sys, watch_signals};
 use crate::log::{ContainerLog, LogFile, LogState, StreamName};
 use crate::protocol::{Answer, Exit, Failure};
@@ -249,65 +249,64 @@ impl Daemon {
 
     fn restore_container(&mut self, saved: SavedContainer) {
         let id = saved.record.id.clone();
-        let adopt = |what: &str, fd: Option<RawFd>| -> Option<OwnedFd> {
-            let adopted = fd.map(sys::adopt_fd)?;
-            adopted
-                .inspect_err(|error| tracing::error!(container = %id, what, %error, "lost a descriptor"))
-                .ok()
-        };
-        let lost = |what: &'static str| {
-            let id = id.clone();
-            move |error: Errno| tracing::error!(container = %id, what, %error, "cannot watch")
-        };
         let oci = self.load_oci(&id);
         let mut container = Container::new(saved.record, oci);
         if let (Some(target), Some(log)) = (&container.record.log, saved.log) {
-            let file = LogFile::restore(target, adopt("log", saved.log_file), log.file);
+            let file = LogFile::restore(target, adopt(&id, "log", saved.log_file), log.file);
             container.log = Some(ContainerLog::restore(file, container.record.tty, log));
         }
-        container.streams.stdin = adopt("stdin", saved.stdin);
+        container.streams.stdin = adopt(&id, "stdin", saved.stdin);
+        let stdout = adopt(&id, "stdout", saved.stdout);
+        let stderr = adopt(&id, "stderr", saved.stderr);
+        let console = adopt(&id, "console", saved.console);
+        let had_ended = stdout.is_none();
         // With a terminal, stdout is a duplicate of its master and is made again.
-        let mut stdout = adopt("stdout", saved.stdout);
-        let console = adopt("console", saved.console);
-        let had_stdout = stdout.is_some();
-        if console.is_some() {
-            stdout = None;
+        let stdout = stdout.filter(|_| console.is_none());
+        if let Err(error) = self.watch_streams(&mut container, console, stdout, stderr) {
+            tracing::error!(container = %id, %error, "cannot watch the output");
         }
-        let _ = self
-            .watch_streams(&mut container, console, stdout, adopt("stderr", saved.stderr))
-            .map_err(lost("output"));
-        if !had_stdout && let Some(ended) = container.streams.stdout.take() {
+        if had_ended && let Some(ended) = container.streams.stdout.take() {
             drop(self.poller.release(ended));
         }
         for (stream, fd) in saved.copies {
-            if let Some(fd) = adopt("copy", Some(fd)) {
-                let _ = container.copies.adopt(&mut self.poller, &id, stream, fd).map_err(lost("copy"));
+            if let Some(fd) = adopt(&id, "copy", Some(fd))
+                && let Err(error) = container.copies.adopt(&mut self.poller, &id, stream, fd)
+            {
+                tracing::error!(container = %id, %error, "lost an attached client");
             }
         }
-        if let Some(fd) = adopt("pidfd", saved.pidfd) {
-            let watched = self.poller.watch(fd, READ, Target::Init(id.clone()));
-            container.pidfd = watched.map_err(lost("pidfd")).ok();
-        }
+        container.pidfd = self.rewatch(&id, "pidfd", saved.pidfd, Target::Init(id.clone()));
         for exec in saved.execs {
-            let exec_id = exec.id.clone();
-            let stage = match (exec.running, exec.ended) {
-                (_, Some(exit)) => Some(Stage::Ended(exit)),
-                (Some((pid, fd)), None) => adopt("exec", Some(fd))
-                    .and_then(|fd| {
-                        let target = Target::Exec(id.clone(), exec_id.clone());
-                        self.poller.watch(fd, READ, target).map_err(lost("exec")).ok()
-                    })
-                    .map(|pidfd| Stage::Running { pid, pidfd }),
-                (None, None) => None,
-            };
-            if let Some(stage) = stage {
-                let exec = Exec { stage, cgroup: exec.cgroup, waiters: exec.waiters };
+            if let Some((exec_id, exec)) = self.restore_exec(&id, exec) {
                 container.execs.insert(exec_id, exec);
             }
         }
         container.deletes = saved.deletes;
-        self.containers.existing.insert(id.clone(), container);
+        self.containers.existing.insert(id, container);
     }
+
+    fn restore_exec(&mut self, id: &str, saved: SavedExec) -> Option<(String, Exec)> {
+        let stage = match (saved.ended, saved.running) {
+            (Some(exit), _) => Stage::Ended(exit),
+            (None, Some((pid, fd))) => {
+                let target = Target::Exec(id.to_owned(), saved.id.clone());
+                Stage::Running { pid, pidfd: self.rewatch(id, "exec", Some(fd), target)? }
+            }
+            (None, None) => return None,
+        };
+        Some((saved.id, Exec { stage, cgroup: saved.cgroup, waiters: saved.waiters }))
+    }
+
+    fn rewatch(&mut self, id: &str, what: &str, fd: Option<RawFd>, target: Target) -> Option<Watched> {
+        let watched = self.poller.watch(adopt(id, what, fd)?, READ, target);
+        watched.inspect_err(|error| tracing::error!(container = id, what, %error, "cannot watch")).ok()
+    }
+}
+
+/// One descriptor that is lost must not cost the others.
+fn adopt(id: &str, what: &str, fd: Option<RawFd>) -> Option<OwnedFd> {
+    let adopted = sys::adopt_fd(fd?);
+    adopted.inspect_err(|error| tracing::error!(container = id, what, %error, "lost a descriptor")).ok()
 }
 
 fn save_container<'a>(container: &'a Container, kept: &mut Kept<'a>) -> SavedContainer {

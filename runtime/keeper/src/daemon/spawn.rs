@@ -9,7 +9,7 @@ use crate::log::{ContainerLog, StreamName};
 use crate::protocol::{Answer, CreateContainer, Failure, LogTarget};
 use crate::record::Record;
 use oci_spec::runtime::{PosixRlimitBuilder, PosixRlimitType, Process, Spec};
-use orlop_oci::{ContainerId, CreateRequest, Progress, Rootfs, Starting, Stdio};
+use orlop_oci::{ContainerId, CreateRequest, Progress, Rootfs, Stdio};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -105,8 +105,7 @@ impl Daemon {
                 }
             }
             Ok(Progress::Created(oci)) => {
-                let Creating { starting, record, log, stdout, stderr, stdin, .. } = creating;
-                drop(starting);
+                let Creating { record, log, stdout, stderr, stdin, .. } = creating;
                 let mut container = Container::new(record, Some(*oci));
                 container.log = log;
                 container.streams.stdin = stdin;
@@ -201,7 +200,7 @@ impl Daemon {
         let Some(creating) = self.containers.creating.remove(id) else { return };
         self.poller.forget(creating.token, creating.starting.as_fd());
         let (reply, log) = (creating.reply, creating.record.log.clone());
-        drop::<Starting>(creating.starting);
+        drop(creating);
         self.clean_up(id, log.as_ref());
         self.reply(reply, Err(Failure::Refused(reason.to_owned())));
     }
