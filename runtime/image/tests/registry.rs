@@ -1,5 +1,8 @@
 //! Pulls from a real registry, and what the store makes of them.
 
+// Helpers outside test functions may fail by panicking, too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -93,6 +96,9 @@ async fn a_pulled_image_has_the_tree_umoci_unpacks() {
     assert_eq!(image.repo_digests.len(), 1);
     assert_eq!(image.config.config().as_ref().unwrap().user().as_deref(), Some("1000:1000"));
     assert!(image.size > 70_000);
+    for private in ["state/images", "state/containers"] {
+        assert_eq!(fs::metadata(lab.path(private)).unwrap().mode() & 0o777, 0o700, "{private}");
+    }
     for known in [&image.id, &lab.name("app:v1"), &image.repo_digests[0], &image.id[7..20].to_owned()] {
         assert_eq!(store.find(known).unwrap().id, image.id, "{known}");
     }

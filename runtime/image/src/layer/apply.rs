@@ -25,6 +25,7 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 const MAX_DANGLING_LINKS: usize = 8;
+const IMPLIED_MODE: Mode = Mode::from_raw_mode(0o755);
 const BUFFER: usize = 128 * 1024;
 
 /// Owner, mode and time of a directory.
@@ -61,8 +62,12 @@ impl Applier {
     pub(crate) fn new(root: &Path, scratch: &Path) -> Result<Self, LayerError> {
         let open =
             |path: &Path| tree::open_directory(path).map_err(|cause| LayerError::io("open", path, cause));
+        let root_fd = open(root)?;
+        // Whatever the umask says; the archive may say otherwise.
+        rustix::fs::fchmod(&root_fd, IMPLIED_MODE)
+            .map_err(|cause| LayerError::io("change mode of", root, cause))?;
         Ok(Self {
-            root: open(root)?,
+            root: root_fd,
             scratch: open(scratch)?,
             parent: None,
             directory_times: BTreeMap::new(),
@@ -309,8 +314,10 @@ impl Applier {
                 open_in_root(&self.root, &done).map_err(|cause| LayerError::io("open", &done, cause))?;
             let name = component.as_os_str();
             let next = done.join(name);
-            match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755)) {
+            match rustix::fs::mkdirat(&above, name, IMPLIED_MODE) {
                 Ok(()) => {
+                    rustix::fs::chmodat(&above, name, IMPLIED_MODE, AtFlags::empty())
+                        .map_err(|cause| LayerError::io("change mode of", &next, cause))?;
                     self.implied.insert(next.clone());
                 }
                 Err(Errno::EXIST) => match open_in_root(&self.root, &next) {

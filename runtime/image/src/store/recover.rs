@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -53,6 +54,11 @@ impl Store {
             [layout.tmp(), layout.trash(), layout.layers(), layout.images(), layout.container_trash()];
         for directory in directories {
             create_dir(&directory)?;
+        }
+        // Layers hold set-id programs of any age: no other user of the host may reach them.
+        for directory in [root, containers] {
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+                .map_err(ImageError::store("restrict", directory))?;
         }
         for algorithm in ["sha256", "sha512"] {
             create_dir(&root.join("blobs").join(algorithm))?;
