@@ -29,30 +29,34 @@ pub enum HookError {
     NoHandler,
 }
 
+/// Whose hook it is.
+#[derive(Debug, Clone, Copy)]
+pub struct HookTarget<'a> {
+    pub pod: &'a Pod,
+    pub container: &'a Container,
+    pub container_id: &'a str,
+    pub pod_ip: Option<IpAddr>,
+}
+
 /// Runs one hook to its end, or to the deadline. An HTTP answer counts as success whatever its status: the server was
 /// told.
 pub async fn run(
     cri: &Cri,
-    pod: &Pod,
-    container: &Container,
-    container_id: &str,
-    pod_ip: Option<IpAddr>,
+    target: HookTarget<'_>,
     handler: &LifecycleHandler,
     deadline: Duration,
 ) -> Result<(), HookError> {
-    let hook = handle(cri, pod, container, container_id, pod_ip, handler, deadline);
+    let hook = handle(cri, target, handler, deadline);
     tokio::time::timeout(deadline, hook).await.unwrap_or(Err(HookError::Deadline(deadline)))
 }
 
 async fn handle(
     cri: &Cri,
-    pod: &Pod,
-    container: &Container,
-    container_id: &str,
-    pod_ip: Option<IpAddr>,
+    target: HookTarget<'_>,
     handler: &LifecycleHandler,
     deadline: Duration,
 ) -> Result<(), HookError> {
+    let HookTarget { pod, container, container_id, pod_ip } = target;
     if let Some(action) = &handler.exec {
         let words = action.command.as_deref().unwrap_or_default();
         let command = words.join(" ");

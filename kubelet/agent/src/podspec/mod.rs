@@ -37,3 +37,6 @@ pub use resources::container_resources;
 pub use sandbox::{SandboxSpec, sandbox_config, sandbox_spec};
 
 pub(crate) use subpath::release as release_subpaths;
+
+#[cfg(test)]
+mod tests;

@@ -155,7 +155,7 @@ fn hugepages(facts: &Facts, container: &Container) -> Vec<HugepageLimit> {
 /// Page sizes as the cgroup files of the kernel spell them.
 fn page_size(bytes: u64) -> String {
     for (unit, suffix) in [(1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")] {
-        if bytes >= unit && bytes % unit == 0 {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
             return format!("{}{suffix}", bytes / unit);
         }
     }

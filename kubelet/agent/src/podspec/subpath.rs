@@ -136,3 +136,78 @@ fn open_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
     }
     Err(Errno::AGAIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::in_private_mounts;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn bound(base: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
+        bind(base, Path::new(sub_path), target)
+    }
+
+    #[test]
+    fn parts_are_bound_made_and_released() {
+        in_private_mounts(|| async {
+            let dir = tempfile::tempdir().unwrap();
+            let base = dir.path().join("volume");
+            fs::create_dir_all(base.join("a/b")).unwrap();
+            fs::set_permissions(&base, fs::Permissions::from_mode(0o770)).unwrap();
+            fs::write(base.join("a/file"), "content").unwrap();
+            symlink("a", base.join("link")).unwrap();
+            let pod = dir.path().join("pod");
+            let place = |index: &str| pod.join(DIRECTORY).join("v").join("c").join(index);
+            bound(&base, "link/file", &place("0")).unwrap();
+            assert_eq!(fs::read_to_string(place("0")).unwrap(), "content");
+            bound(&base, "new/deep", &place("1")).unwrap();
+            fs::write(place("1").join("x"), "").unwrap();
+            assert!(base.join("new/deep/x").exists());
+            let mode = fs::metadata(base.join("new")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o770);
+            // The next attempt of the container: what is there now, directory or file.
+            fs::remove_file(base.join("a/file")).unwrap();
+            fs::create_dir(base.join("a/file")).unwrap();
+            bound(&base, "link/file", &place("0")).unwrap();
+            assert!(place("0").is_dir());
+            release(&pod).unwrap();
+            release(&pod).unwrap();
+            assert!(!pod.join(DIRECTORY).exists());
+            assert!(base.join("new/deep/x").exists());
+        });
+    }
+
+    #[test]
+    fn no_link_leads_out_of_a_volume() {
+        in_private_mounts(|| async {
+            let dir = tempfile::tempdir().unwrap();
+            let base = dir.path().join("volume");
+            let outside = dir.path().join("outside");
+            fs::create_dir_all(base.join("sub")).unwrap();
+            fs::create_dir(&outside).unwrap();
+            fs::write(outside.join("secret"), "").unwrap();
+            symlink(&outside, base.join("absolute")).unwrap();
+            symlink("../outside", base.join("relative")).unwrap();
+            symlink("/proc/self/root", base.join("magic")).unwrap();
+            symlink("../../outside", base.join("sub/up")).unwrap();
+            symlink("../outside/made", base.join("dangling")).unwrap();
+            let target = dir.path().join("target");
+            for path in [
+                "absolute",
+                "absolute/secret",
+                "relative",
+                "relative/new",
+                "magic/etc",
+                "sub/up",
+                "sub/up/n",
+                "dangling",
+                "dangling/n",
+            ] {
+                let error = bound(&base, path, &target).unwrap_err();
+                assert!(!target.exists(), "{path}: {error}");
+            }
+            assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "something was made outside");
+        });
+    }
+}

@@ -237,4 +237,6 @@ impl Inner {
 }
 
 #[cfg(test)]
+pub(crate) use tests::in_private_mounts;
+#[cfg(test)]
 mod tests;
