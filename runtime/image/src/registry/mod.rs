@@ -13,6 +13,7 @@ pub(crate) mod auth;
 mod blob;
 pub(crate) mod hosts;
 mod session;
+mod token;
 mod transport;
 
 pub(crate) use blob::BlobStream;

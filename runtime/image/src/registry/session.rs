@@ -1,33 +1,26 @@
 //! One pull's conversation with a registry and its mirrors: requests, retries, redirects, tokens.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
-};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde::Deserialize;
 
-use super::auth::{Challenge, Credentials, challenges, encode, sensitive};
-use super::hosts::{Host, hosts_for, is_loopback};
+use super::auth::{Credentials, encode};
+use super::hosts::{Host, hosts_for};
+use super::token::AuthState;
 use super::transport::{Body, SendError, Transport, root_cause};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::manifest::ACCEPTED;
 use crate::reference::{Reference, Target};
 
-const AGENT: &str = concat!("orlop/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("orlop/", env!("CARGO_PKG_VERSION"));
 const MAX_MANIFEST: usize = 4 << 20;
-const MAX_TOKEN: usize = 1 << 20;
 const MAX_REDIRECTS: usize = 8;
-/// The token protocol's default lifetime, and what is held back from any.
-const TOKEN_LIFETIME: u64 = 60;
-const TOKEN_MARGIN: u64 = 5;
-
 /// How long to wait and how often to try; a value, so that tests need not wait.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timing {
@@ -64,28 +57,15 @@ impl Timing {
     }
 }
 
-struct Token {
-    header: HeaderValue,
-    until: Option<Instant>,
-}
-
-#[derive(Default)]
-struct AuthState {
-    /// What the host last asked for; nothing until its first 401.
-    challenge: Option<Challenge>,
-    /// By scope.
-    tokens: HashMap<String, Token>,
-}
-
 pub(super) struct Peer {
     pub(super) host: Host,
-    transport: Transport,
-    credentials: Credentials,
-    auth: tokio::sync::Mutex<AuthState>,
+    pub(super) transport: Transport,
+    pub(super) credentials: Credentials,
+    pub(super) auth: tokio::sync::Mutex<AuthState>,
 }
 
 pub(crate) struct Session {
-    reference: Reference,
+    pub(super) reference: Reference,
     pub(super) peers: Vec<Peer>,
     pub(super) timing: Timing,
 }
@@ -95,13 +75,6 @@ pub(crate) struct Session {
 pub(crate) struct RawManifest {
     pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
-}
-
-#[derive(Deserialize)]
-struct TokenResponse {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -338,124 +311,6 @@ impl Session {
             .expect("host, repository, tag and digest were checked when they were parsed")
     }
 
-    fn scope(&self) -> String {
-        format!("repository:{}:pull", self.reference.path())
-    }
-
-    /// The header to send now; renews a token that is about to end.
-    async fn authorization(&self, peer: &Peer) -> Result<Option<HeaderValue>, ImageError> {
-        if let Credentials::Registry(token) = &peer.credentials {
-            return Ok(sensitive(&format!("Bearer {token}")));
-        }
-        let mut auth = peer.auth.lock().await;
-        let Some(challenge) = auth.challenge.clone() else { return Ok(None) };
-        if challenge.scheme == "basic" {
-            return Ok(peer.credentials.basic_header());
-        }
-        let scope = self.scope();
-        match auth.tokens.get(&scope) {
-            Some(token) if token.until.is_none_or(|until| Instant::now() < until) => {
-                Ok(Some(token.header.clone()))
-            }
-            _ => {
-                let token = self.fetch_token(peer, &challenge).await?;
-                let header = token.header.clone();
-                auth.tokens.insert(scope, token);
-                Ok(Some(header))
-            }
-        }
-    }
-
-    /// Notes what a 401 asks for, so that the next attempt can satisfy it.
-    async fn answer_challenge(
-        &self,
-        peer: &Peer,
-        path: &str,
-        response: &Response<Incoming>,
-        sent: Option<&HeaderValue>,
-    ) -> Result<(), ImageError> {
-        let offered: Vec<Challenge> = response
-            .headers()
-            .get_all(http::header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(challenges)
-            .collect();
-        let basic = matches!(peer.credentials, Credentials::Basic { .. });
-        let chosen = offered
-            .iter()
-            .find(|challenge| challenge.scheme == "bearer")
-            .or_else(|| offered.iter().find(|challenge| challenge.scheme == "basic" && basic));
-        let Some(chosen) = chosen.filter(|_| !matches!(peer.credentials, Credentials::Registry(_))) else {
-            let reason = if sent.is_some() { "it rejects the credentials" } else { "it wants credentials" };
-            return Err(self.unauthorized(peer, path, reason.to_owned()));
-        };
-        let mut auth = peer.auth.lock().await;
-        // Another request of this pull may have renewed the token meanwhile: only the one that was sent is bad.
-        let scope = self.scope();
-        if auth.tokens.get(&scope).is_some_and(|token| Some(&token.header) == sent) {
-            auth.tokens.remove(&scope);
-        }
-        auth.challenge = Some(chosen.clone());
-        Ok(())
-    }
-
-    async fn fetch_token(&self, peer: &Peer, challenge: &Challenge) -> Result<Token, ImageError> {
-        let broken = |reason: String| ImageError::InvalidResponse {
-            registry: peer.host.authority.to_string(),
-            object: "authentication".to_owned(),
-            reason,
-        };
-        let realm = challenge.parameters.get("realm").map_or("", String::as_str);
-        let realm_uri: Uri =
-            realm.parse().map_err(|_| broken(format!("its token server {realm:?} is not a URL")))?;
-        let secure = realm_uri.scheme_str() == Some("https") || is_loopback(realm_uri.host().unwrap_or(""));
-        let same_host = realm_uri.host() == Some(peer.host.authority.host())
-            && peer.host.scheme == http::uri::Scheme::HTTP;
-        if peer.credentials != Credentials::Anonymous && !secure && !same_host {
-            return Err(broken(format!("its token server {realm:?} would get the credentials unencrypted")));
-        }
-        let mut scopes = vec![self.scope()];
-        if let Some(asked) = challenge.parameters.get("scope") {
-            scopes.extend(
-                asked.split(' ').filter(|scope| *scope != scopes[0]).map(str::to_owned).collect::<Vec<_>>(),
-            );
-        }
-        let service = challenge.parameters.get("service").map(String::as_str);
-        let request = match &peer.credentials {
-            Credentials::Identity(token) => {
-                let grant = format!("grant_type=refresh_token&refresh_token={}", encode(token));
-                form_request(&realm_uri, &grant, service, &scopes)
-            }
-            _ => query_request(realm, &peer.credentials, service, &scopes),
-        };
-        let mut request =
-            request.ok_or_else(|| broken(format!("its token server {realm:?} is not a usable URL")))?;
-        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let sent = tokio::time::timeout(self.timing.response, peer.transport.send(request)).await;
-        let path = format!("a token from {realm}");
-        let response = match sent {
-            Ok(Ok(response)) => response,
-            Ok(Err(SendError::Setup(error))) => return Err(error),
-            Ok(Err(SendError::Failed { cause, .. })) => return Err(self.unavailable(peer, &path, cause)),
-            Err(_) => return Err(self.unavailable(peer, &path, "no response in time".to_owned())),
-        };
-        if !response.status().is_success() {
-            return Err(self.refusal(peer, &path, response).await);
-        }
-        let body = collect(response, MAX_TOKEN).await;
-        let body =
-            body.map_err(|cause| broken(cause.unwrap_or_else(|| "the token is too large".to_owned())))?;
-        let parsed: TokenResponse =
-            serde_json::from_slice(&body).map_err(|cause| broken(cause.to_string()))?;
-        let token = parsed.token.or(parsed.access_token).filter(|token| !token.is_empty());
-        let token = token.ok_or_else(|| broken("its token server sent no token".to_owned()))?;
-        let header = sensitive(&format!("Bearer {token}"))
-            .ok_or_else(|| broken("the token is malformed".to_owned()))?;
-        let lifetime = parsed.expires_in.unwrap_or(TOKEN_LIFETIME).max(TOKEN_LIFETIME) - TOKEN_MARGIN;
-        Ok(Token { header, until: Instant::now().checked_add(Duration::from_secs(lifetime)) })
-    }
-
     fn object(&self, path: &str) -> String {
         match path.split_once('/') {
             Some(("manifests", what)) if what.contains(':') => format!("{}@{what}", self.reference.path()),
@@ -465,7 +320,7 @@ impl Session {
         }
     }
 
-    fn unauthorized(&self, peer: &Peer, path: &str, reason: String) -> ImageError {
+    pub(super) fn unauthorized(&self, peer: &Peer, path: &str, reason: String) -> ImageError {
         ImageError::Unauthorized {
             registry: peer.host.authority.to_string(),
             object: self.object(path),
@@ -486,7 +341,7 @@ impl Session {
     }
 
     /// Turns a response that is no success into an error.
-    async fn refusal(&self, peer: &Peer, path: &str, response: Response<Incoming>) -> ImageError {
+    pub(super) async fn refusal(&self, peer: &Peer, path: &str, response: Response<Incoming>) -> ImageError {
         let status = response.status();
         let registry = peer.host.authority.to_string();
         let body = tokio::time::timeout(self.timing.response, collect(response, 16 << 10)).await;
@@ -516,7 +371,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// A body up to `limit` bytes: `Err(None)` if there is more, `Err(Some(cause))` if it broke off.
-async fn collect(response: Response<Incoming>, limit: usize) -> Result<Bytes, Option<String>> {
+pub(super) async fn collect(response: Response<Incoming>, limit: usize) -> Result<Bytes, Option<String>> {
     let mut body = response.into_body();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -556,31 +411,4 @@ fn resolve(base: &Uri, location: &str) -> Option<Uri> {
         _ => return None,
     };
     matches!(target.scheme_str(), Some("http" | "https")).then_some(target)
-}
-
-fn query_request(
-    realm: &str,
-    credentials: &Credentials,
-    service: Option<&str>,
-    scopes: &[String],
-) -> Option<Request<Body>> {
-    let mut query: Vec<String> = scopes.iter().map(|scope| format!("scope={}", encode(scope))).collect();
-    query.extend(service.map(|service| format!("service={}", encode(service))));
-    let separator = if realm.contains('?') { '&' } else { '?' };
-    let uri: Uri = format!("{realm}{separator}{}", query.join("&")).parse().ok()?;
-    uri.host()?;
-    let mut request = Request::get(uri).body(Body::default()).ok()?;
-    if let Some(header) = credentials.basic_header() {
-        request.headers_mut().insert(AUTHORIZATION, header);
-    }
-    Some(request)
-}
-
-fn form_request(realm: &Uri, grant: &str, service: Option<&str>, scopes: &[String]) -> Option<Request<Body>> {
-    realm.host()?;
-    let scope = encode(&scopes.join(" "));
-    let service = encode(service.unwrap_or_default());
-    let form = format!("{grant}&service={service}&scope={scope}&client_id=orlop");
-    let request = Request::post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-    request.body(Body::from(form)).ok()
 }
