@@ -48,6 +48,12 @@ pub struct Rotation {
     pub bootstrap_kubeconfig: Option<PathBuf>,
 }
 
+/// The last certificate that this rotation obtained.
+struct Issued {
+    at: Timestamp,
+    purpose: Purpose,
+}
+
 impl Rotation {
     /// Runs until told to stop. Failures are logged and tried again.
     pub async fn run(mut self, stop: CancellationToken) {
@@ -63,26 +69,25 @@ impl Rotation {
         }
         let mut backoff = Backoff::default();
         let mut spread = chance();
-        let mut not_earlier = Timestamp::MIN;
+        let mut issued: Option<Issued> = None;
         loop {
-            let due = self.due(current.as_ref(), spread).max(not_earlier);
+            let due = self.due(current.as_ref(), issued.as_ref(), spread);
             if !self.sleep_until(due, &stop).await {
                 return;
             }
-            if self.due(current.as_ref(), spread).max(not_earlier) > Timestamp::now() {
+            if self.due(current.as_ref(), issued.as_ref(), spread) > Timestamp::now() {
                 continue;
             }
+            let purpose = self.purpose.borrow().clone();
             let result = tokio::select! {
                 () = stop.cancelled() => return,
-                result = self.renew(current.as_ref()) => result,
+                result = self.renew(current.as_ref(), &purpose) => result,
             };
             match result {
                 Ok(pair) => {
                     tracing::info!(not_after = %pair.not_after, "certificate renewed");
                     self.install(&pair);
-                    let now = Timestamp::now();
-                    // Signers date certificates back; a very short one could be due the moment it is issued.
-                    not_earlier = halfway(now, pair.not_after);
+                    issued = Some(Issued { at: Timestamp::now(), purpose });
                     current = Some(pair);
                     backoff.reset();
                     spread = chance();
@@ -114,10 +119,20 @@ impl Rotation {
         }
     }
 
-    fn due(&self, current: Option<&Pair>, spread: f64) -> Timestamp {
-        match current {
-            Some(pair) if covers(pair, &self.purpose.borrow()) => {
+    fn due(&self, current: Option<&Pair>, issued: Option<&Issued>, spread: f64) -> Timestamp {
+        let purpose = self.purpose.borrow();
+        match (current, issued) {
+            (None, _) => Timestamp::MIN,
+            (Some(pair), None) if covers(pair, &purpose) => {
                 rotate_at(pair.not_before, pair.not_after, spread)
+            }
+            (Some(pair), Some(issued)) if covers(pair, &purpose) => {
+                // Signers date certificates back; a very short one could be due the moment it is issued.
+                rotate_at(pair.not_before, pair.not_after, spread).max(halfway(issued.at, pair.not_after))
+            }
+            // The signer left something out; it would do so again.
+            (Some(_), Some(issued)) if issued.purpose == *purpose => {
+                issued.at.checked_add(AFTER_DENIAL).unwrap_or(issued.at)
             }
             _ => Timestamp::MIN,
         }
@@ -139,7 +154,7 @@ impl Rotation {
         }
     }
 
-    async fn renew(&self, current: Option<&Pair>) -> Result<Pair, CertificateError> {
+    async fn renew(&self, current: Option<&Pair>, purpose: &Purpose) -> Result<Pair, CertificateError> {
         let expired = current.is_none_or(|pair| pair.is_expired(Timestamp::now()));
         let client = match (&self.sink, &self.bootstrap_kubeconfig) {
             (Sink::Client, Some(file)) if expired => {
@@ -148,8 +163,7 @@ impl Rotation {
             }
             _ => self.client.clone(),
         };
-        let purpose = self.purpose.borrow().clone();
-        obtain(&client, &self.store, &purpose).await
+        obtain(&client, &self.store, purpose).await
     }
 }
 
