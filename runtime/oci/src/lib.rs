@@ -9,15 +9,29 @@
 //! The caller must be single-threaded (the child continues with ordinary code after a fork) and is the parent of every
 //! process made here. [`exe::protect`] belongs at the top of its `main`.
 
+mod capabilities;
 pub mod cgroup;
+mod channel;
+mod console;
 pub mod container;
 pub mod create;
+mod devices;
 pub mod error;
 pub mod exe;
 pub mod exec;
+mod hooks;
 pub mod id;
+mod init;
+mod inroot;
+mod mounts;
+mod namespaces;
+mod process;
 pub mod request;
+mod rootfs;
+mod seccomp;
 pub mod state;
+mod syscall;
+mod sysctl;
 
 pub use container::Container;
 pub use create::{Progress, Starting, create};

@@ -1,6 +1,14 @@
 //! cgroup v2: the hierarchy, limits, statistics, events, freezing and killing. Nothing here knows containers.
 
+mod devices;
+mod files;
+mod hierarchy;
+mod plan;
+mod stats;
+
 use std::path::{Path, PathBuf};
+
+pub use stats::{CpuStats, Events, IoStats, MemoryStats, PidsStats, Pressure, PressureLine, Stats};
 
 pub const DEFAULT_ROOT: &str = "/sys/fs/cgroup";
 
@@ -28,9 +36,39 @@ impl MissingControllers {
 pub enum Error {
     #[error("cgroup {} does not exist", .0.display())]
     NotExist(PathBuf),
+    #[error("cgroup path {} must not contain `..`", .0.display())]
+    Path(PathBuf),
+    #[error("{} is not on a cgroup v2 file system; mount cgroup2 there or name its root", .0.display())]
+    NotCgroup2(PathBuf),
+    #[error("create cgroup {}", .dir.display())]
+    Create { dir: PathBuf, source: std::io::Error },
+    #[error("read {}", .file.display())]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("write {value:?} to {}", .file.display())]
+    Write { file: PathBuf, value: String, source: std::io::Error },
+    #[error(
+        "set {file}: the {controller} controller is not available in {}; enable it in the cgroup v2 tree, or run with \
+         ORLOP_MISSING_CONTROLLERS=warn",
+        .dir.display()
+    )]
+    MissingController { controller: String, file: String, dir: PathBuf },
+    #[error("invalid cgroup resource {field}: {reason}")]
+    Invalid { field: String, reason: String },
+    #[error(
+        "memory limit {limit} is below the current usage {usage}; refused because checkBeforeUpdate is set"
+    )]
+    BelowUsage { limit: i64, usage: u64 },
+    #[error("attach the device filter to cgroup {}", .dir.display())]
+    DeviceFilter { dir: PathBuf, source: std::io::Error },
+    #[error("kill the processes of cgroup {}", .dir.display())]
+    Kill { dir: PathBuf, source: std::io::Error },
+    #[error("remove cgroup {}: processes are left in it", .0.display())]
+    Busy(PathBuf),
+    #[error("remove cgroup {}", .dir.display())]
+    Remove { dir: PathBuf, source: std::io::Error },
 }
 
-/// One cgroup, named by its path below the root of the tree.
+/// One cgroup, named by its directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
     dir: PathBuf,
@@ -39,12 +77,20 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes the cgroup and its missing parents, and enables every available controller on the way down.
     pub fn create(root: &Path, relative: &Path) -> Result<Self, Error> {
-        todo!("{root:?} {relative:?}")
+        let dir = hierarchy::join(root, relative)?;
+        hierarchy::create(root, &dir)?;
+        Ok(Self { dir })
     }
 
     /// A cgroup that exists already.
     pub fn open(root: &Path, relative: &Path) -> Result<Self, Error> {
-        todo!("{root:?} {relative:?}")
+        let dir = hierarchy::join(root, relative)?;
+        if dir.is_dir() { Ok(Self { dir }) } else { Err(Error::NotExist(dir)) }
+    }
+
+    /// A cgroup by its full path, which need not exist (any more).
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
     }
 
     /// Its directory.
@@ -52,45 +98,70 @@ impl Cgroup {
         &self.dir
     }
 
-    /// Writes the limits; used for create and update alike. What `resources` leaves out stays as it is.
+    /// Whether the directory is there.
+    pub fn exists(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// Writes the limits; used for create and update alike. What `resources` leaves out stays as it is; the device
+    /// filter is touched only when `resources` lists device rules.
     pub fn apply(
         &self,
         resources: &oci_spec::runtime::LinuxResources,
         missing: MissingControllers,
     ) -> Result<(), Error> {
-        todo!("{resources:?} {missing:?}")
+        plan::apply(&self.dir, resources, missing)?;
+        match resources.devices() {
+            Some(rules) if !rules.is_empty() => self.filter_devices(rules, missing),
+            _ => Ok(()),
+        }
+    }
+
+    /// Attaches the device filter for these rules (in order, the last match wins, denied when none matches), followed
+    /// by the devices every container may use. A filter attached before is replaced.
+    pub fn filter_devices(
+        &self,
+        rules: &[oci_spec::runtime::LinuxDeviceCgroup],
+        missing: MissingControllers,
+    ) -> Result<(), Error> {
+        devices::apply(&self.dir, rules, missing)
     }
 
     pub fn stats(&self) -> Result<Stats, Error> {
-        todo!()
+        stats::read(&self.dir)
     }
 
     pub fn events(&self) -> Result<Events, Error> {
-        todo!()
+        stats::events(&self.dir)
     }
 
     /// Every process of the cgroup and of those below it.
     pub fn processes(&self) -> Result<Vec<u32>, Error> {
-        todo!()
+        hierarchy::processes(&self.dir)
     }
 
     /// Asks the kernel to freeze; [`Events::frozen`] tells when it has.
     pub fn freeze(&self) -> Result<(), Error> {
-        todo!()
+        files::write(&self.dir, "cgroup.freeze", "1")
     }
 
     pub fn thaw(&self) -> Result<(), Error> {
-        todo!()
+        files::write(&self.dir, "cgroup.freeze", "0")
+    }
+
+    /// Whether a freeze was asked for and not taken back.
+    pub fn freezing(&self) -> Result<bool, Error> {
+        Ok(files::read_optional(&self.dir, "cgroup.freeze")?.is_some_and(|text| text.trim() == "1"))
     }
 
     /// SIGKILL to every process in it, frozen or not.
     pub fn kill(&self) -> Result<(), Error> {
-        todo!()
+        hierarchy::kill(&self.dir)
     }
 
     /// Removes the cgroup and those below it; absence is success. [`Error::Busy`] while processes remain.
     pub fn remove(&self) -> Result<(), Error> {
-        todo!()
+        hierarchy::remove(&self.dir)
     }
 
     /// `cgroup.events`: poll it for `PRI` to learn of changes of [`Events::populated`] and [`Events::frozen`].
@@ -102,83 +173,4 @@ impl Cgroup {
     pub fn memory_events_file(&self) -> PathBuf {
         self.dir.join("memory.events")
     }
-}
-
-/// What `cgroup.events` and `memory.events` say. Zero where the tree has no memory controller.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Events {
-    pub populated: bool,
-    pub frozen: bool,
-    /// Out-of-memory situations, and processes killed for them.
-    pub oom: u64,
-    pub oom_kill: u64,
-}
-
-/// A reading of the statistics files. `None` where the tree lacks the controller.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stats {
-    pub cpu: Option<CpuStats>,
-    pub memory: Option<MemoryStats>,
-    pub pids: Option<PidsStats>,
-    pub io: Option<Vec<IoStats>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CpuStats {
-    pub usage_usec: u64,
-    pub user_usec: u64,
-    pub system_usec: u64,
-    pub periods: u64,
-    pub throttled_periods: u64,
-    pub throttled_usec: u64,
-    pub pressure: Option<Pressure>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MemoryStats {
-    pub current: u64,
-    /// `None` means no limit.
-    pub max: Option<u64>,
-    pub peak: Option<u64>,
-    pub swap_current: Option<u64>,
-    pub swap_max: Option<u64>,
-    pub anon: u64,
-    pub file: u64,
-    pub inactive_file: u64,
-    pub page_faults: u64,
-    pub major_page_faults: u64,
-    /// Every line of `memory.stat`.
-    pub stat: Vec<(String, u64)>,
-    pub pressure: Option<Pressure>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PidsStats {
-    pub current: u64,
-    pub max: Option<u64>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IoStats {
-    pub major: u32,
-    pub minor: u32,
-    pub read_bytes: u64,
-    pub write_bytes: u64,
-    pub reads: u64,
-    pub writes: u64,
-}
-
-/// Pressure stall information; averages in hundredths of a percent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pressure {
-    pub some: PressureLine,
-    pub full: PressureLine,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PressureLine {
-    pub avg10: u32,
-    pub avg60: u32,
-    pub avg300: u32,
-    pub total_usec: u64,
 }
