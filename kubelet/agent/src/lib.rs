@@ -10,4 +10,10 @@ pub mod podspec;
 pub mod objects;
 pub mod config;
 pub mod node;
+pub mod server;
 pub mod shutdown;
+
+mod kubelet;
+mod wiring;
+
+pub use kubelet::Kubelet;

@@ -4,6 +4,7 @@ use super::labels;
 use super::runtime_state::{PodRuntime, RunState};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -59,6 +60,30 @@ impl PodDirectory {
 
     pub fn pod(&self, key: PodKey<'_>) -> Result<Arc<Pod>, LookupError> {
         self.find(key, |entry| Arc::clone(&entry.pod))
+    }
+
+    #[must_use]
+    pub fn by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.read(|entries| entries.get(uid).map(|entry| Arc::clone(&entry.pod)))
+    }
+
+    /// A pod's address in its live sandbox, or in the host's network the node's.
+    #[must_use]
+    pub fn pod_ip(&self, uid: &str) -> Option<IpAddr> {
+        self.read(|entries| {
+            let entry = entries.get(uid)?;
+            let own = entry.runtime.live_sandbox().and_then(|sandbox| sandbox.ips.first().copied());
+            own.or_else(|| entry.pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok())
+        })
+    }
+
+    /// The id of the running container of that name.
+    #[must_use]
+    pub fn running_container(&self, uid: &str, name: &str) -> Option<String> {
+        self.read(|entries| {
+            let record = entries.get(uid)?.runtime.latest(name)?;
+            record.is_running().then(|| record.id.clone())
+        })
     }
 
     /// The newest container of that name, or with `previous` the newest finished one before it.

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use orlop_proto::cri;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Which of a pod's lists a container stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +62,8 @@ pub struct ProbeTarget {
     pub container_id: String,
     pub pod_ip: Option<IpAddr>,
     pub seed: ProbeSeed,
+    /// How long it runs already.
+    pub running_for: Duration,
 }
 
 /// The neighbours. Every call may be repeated and must then do no harm.

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, PodSpec};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How long a failed pull is shown as such before it is shown as waiting for the next try.
 const SHOW_FAILED_PULL: SignedDuration = SignedDuration::from_secs(1);
@@ -243,7 +244,7 @@ impl PodMachine {
     }
 
     /// Keeps `started` and `ready` about the container that runs now, and its probes running.
-    pub(super) fn follow_health(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn follow_health(&mut self, now: Timestamp, out: &mut Vec<Action>) {
         let spec = self.spec();
         let all: Vec<Container> =
             spec.init_containers.iter().flatten().chain(&spec.containers).cloned().collect();
@@ -280,6 +281,8 @@ impl PodMachine {
                     container_id: record.id,
                     pod_ip,
                     seed: ProbeSeed { started: track.started, ready: track.ready },
+                    running_for: Duration::try_from(now.duration_since(record.started_at.unwrap_or(now)))
+                        .unwrap_or_default(),
                 })));
             }
         }

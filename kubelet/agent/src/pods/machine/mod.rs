@@ -478,7 +478,7 @@ impl PodMachine {
         if !self.advance(now, out, |state| &mut state.volumes, Action::Mount) {
             return;
         }
-        self.follow_health(out);
+        self.follow_health(now, out);
         let survey = self.survey();
         if survey.finished {
             self.begin_stop(now, |stopping| stopping.finished = true);
