@@ -220,7 +220,10 @@ impl Daemon {
     fn take_signals(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
             match Signal::try_from(info.ssi_signo.cast_signed()) {
-                Ok(Signal::SIGHUP) => self.reexec = Some(handover::Reexec::new(None, None)),
+                // One that a client waits for must not be replaced by one that nobody does.
+                Ok(Signal::SIGHUP) => {
+                    self.reexec.get_or_insert_with(|| handover::Reexec::new(None, None));
+                }
                 Ok(Signal::SIGTERM | Signal::SIGINT) => self.ending = true,
                 Ok(Signal::SIGCHLD) => self.reap_orphans(),
                 _ => {}

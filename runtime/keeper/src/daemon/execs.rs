@@ -74,7 +74,14 @@ impl Daemon {
         let mut request = ExecRequest::new(&process);
         request.stdio = stdio;
         request.sub_cgroup = Some(&cgroup);
-        let starting = oci.exec(request).map_err(|e| refused(&e))?;
+        let dir = oci.cgroup().dir().join(&cgroup);
+        std::fs::create_dir(&dir).map_err(|e| {
+            Failure::Refused(format!("cannot make cgroup {} for exec {exec_id}: {e}", dir.display()))
+        })?;
+        let starting = oci.exec(request).map_err(|e| {
+            remove_cgroup(container, &cgroup);
+            refused(&e)
+        })?;
         let target = Target::StartingExec(id.clone(), exec_id.clone());
         let token = self
             .poller
