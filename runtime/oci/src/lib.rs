@@ -12,6 +12,7 @@
 mod capabilities;
 pub mod cgroup;
 mod channel;
+pub mod cli;
 mod console;
 pub mod container;
 pub mod create;

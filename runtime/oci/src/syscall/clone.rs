@@ -52,12 +52,20 @@ pub(crate) fn fork(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sibling: boo
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(dir.as_raw_fd().unsigned_abs());
     }
+    // Born not dumpable: from the first moment in a container's PID namespace nobody in it may look at the descriptors
+    // and the memory that the child has from this process.
+    let dumpable = rustix::process::dumpable_behavior();
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // SAFETY: `args` is a valid clone_args of the size given and lives across the call; `pidfd` is where the kernel
     // stores a descriptor. No CLONE_VM and no stack: the child gets a copy of this address space, as after fork.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
-    if pid == 0 {
+    let forked = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) });
+    if matches!(forked, Ok(0)) {
         return Ok(Forked::Child);
     }
+    if let Ok(before) = dumpable {
+        let _ = rustix::process::set_dumpable_behavior(before);
+    }
+    let pid = forked?;
     // SAFETY: the kernel has just stored a descriptor in `pidfd` that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Forked::Parent { pid: u32::try_from(pid).unwrap_or_default(), pidfd })
