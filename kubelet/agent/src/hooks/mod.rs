@@ -1,7 +1,7 @@
 //! Lifecycle hooks: what a container wants done after its start and before its stop.
 
 use crate::cri::Cri;
-use crate::probes::http::{self, HttpError};
+use crate::probes::http_client::{self, HttpError};
 use crate::probes::{Ended, HttpTarget, TargetError, exec};
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -88,7 +88,7 @@ async fn http_get(pod: &Pod, target: HttpTarget) -> Result<(), HookError> {
         url: target.url(),
         cause: error.to_string(),
     };
-    match http::get(&target, AGENT).await {
+    match http_client::get(&target, AGENT).await {
         Ok(_) => Ok(()),
         // Hooks were once always plain, whatever they said; servers have come to rely on it.
         Err(HttpError::NotTls) => {
@@ -99,7 +99,7 @@ async fn http_get(pod: &Pod, target: HttpTarget) -> Result<(), HookError> {
                 target.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
             let headers = headers.cloned().collect();
             let plain = HttpTarget { secure: false, headers, ..target };
-            http::get(&plain, AGENT).await.map(drop).map_err(|error| failed(&plain, error))
+            http_client::get(&plain, AGENT).await.map(drop).map_err(|error| failed(&plain, error))
         }
         Err(error) => Err(failed(&target, error)),
     }

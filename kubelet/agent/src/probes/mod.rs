@@ -6,7 +6,7 @@
 
 pub(crate) mod exec;
 mod grpc;
-pub(crate) mod http;
+pub(crate) mod http_client;
 mod state;
 mod target;
 mod worker;
@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 /// What a probe found, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +72,7 @@ pub struct Prober {
 struct Inner {
     cri: Cri,
     events: mpsc::UnboundedSender<ProbeEvent>,
+    since: Instant,
     /// By container id.
     running: Mutex<BTreeMap<String, Probed>>,
 }
@@ -97,7 +99,8 @@ impl fmt::Debug for Prober {
 impl Prober {
     #[must_use]
     pub fn new(cri: Cri, events: mpsc::UnboundedSender<ProbeEvent>) -> Self {
-        Self { inner: Arc::new(Inner { cri, events, running: Mutex::new(BTreeMap::new()) }) }
+        let running = Mutex::new(BTreeMap::new());
+        Self { inner: Arc::new(Inner { cri, events, since: Instant::now(), running }) }
     }
 
     /// Starts the probes of a container that runs; again for the same container does nothing. A container without a
@@ -135,6 +138,7 @@ impl Prober {
                 kind,
                 probe: probe.clone(),
                 seed,
+                prober_age: self.inner.since.elapsed(),
                 started: Arc::clone(&started),
                 gate: gate.clone(),
             };
@@ -182,4 +186,4 @@ fn timeout(probe: &Probe) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,7 @@ use crate::cri::Cri;
 use crate::probes::exec::{self, Ended};
 use crate::probes::state::{Outcome, ProbeKind, ProbeState, Transition};
 use crate::probes::target::{Address, HttpTarget, TargetError, host, port};
-use crate::probes::{ProbeEvent, Seed, grpc, http, seconds, timeout};
+use crate::probes::{ProbeEvent, Seed, grpc, http_client, seconds, timeout};
 use futures_util::FutureExt;
 use k8s_openapi::api::core::v1::{Container, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, watch};
 const AGENT: &str = "kube-probe/1.36";
 /// A probe that did not work is tried again at once so often.
 const ATTEMPTS: u32 = 3;
+/// A container that has been running for longer was not started by this process just now.
+const ALREADY_RUNNING: Duration = Duration::from_secs(2);
 
 pub(super) struct Job {
     pub(super) cri: Cri,
@@ -27,6 +29,8 @@ pub(super) struct Job {
     pub(super) kind: ProbeKind,
     pub(super) probe: Probe,
     pub(super) seed: Seed,
+    /// How long this process has been probing.
+    pub(super) prober_age: Duration,
     /// Set by the startup probe's success.
     pub(super) started: Arc<watch::Sender<bool>>,
     pub(super) gate: watch::Receiver<bool>,
@@ -66,10 +70,10 @@ impl Job {
         }
     }
 
-    /// After a restart of ours all probes of the node begin at once; they are spread over their periods, each always by
-    /// the same part.
+    /// After a restart of ours all probes of the node would begin at once. They are spread over their periods, each
+    /// always by the same part. Containers that we have just started ourselves are probed without delay.
     fn jitter(&self, period: Duration) -> Duration {
-        if self.seed.running_for.is_zero() {
+        if self.seed.running_for < ALREADY_RUNNING || self.prober_age >= period {
             return Duration::ZERO;
         }
         let kind = self.kind.to_string();
@@ -158,7 +162,7 @@ impl Job {
 
 async fn http_get(target: &HttpTarget, timeout: Duration) -> Outcome {
     let failure = |cause: String| Outcome::Failure { message: format!("Get {:?}: {cause}", target.url()) };
-    match tokio::time::timeout(timeout, http::get(target, AGENT)).await {
+    match tokio::time::timeout(timeout, http_client::get(target, AGENT)).await {
         Err(_) => {
             failure("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned())
         }
@@ -174,7 +178,7 @@ async fn http_get(target: &HttpTarget, timeout: Duration) -> Outcome {
 }
 
 async fn tcp_socket(address: &Address, timeout: Duration) -> Outcome {
-    match tokio::time::timeout(timeout, http::connect(address)).await {
+    match tokio::time::timeout(timeout, http_client::connect(address)).await {
         Err(_) => Outcome::Failure { message: format!("dial tcp {}: i/o timeout", address.authority()) },
         Ok(Err(error)) => Outcome::Failure { message: error.to_string() },
         Ok(Ok(_)) => Outcome::Success,

@@ -62,26 +62,29 @@ pub(crate) async fn get(target: &HttpTarget, agent: &str) -> Result<Answer, Http
 
 /// Where a redirect leads, if it stays at the host.
 fn redirected(from: &HttpTarget, location: &str) -> Option<HttpTarget> {
-    let uri: Uri = location.parse().ok()?;
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let Some(host) = uri.host() else {
-        let path = if path.starts_with('/') {
-            path.to_owned()
-        } else {
+    let scheme = if from.secure { "https" } else { "http" };
+    let absolute = match location {
+        _ if location.starts_with("//") => format!("{scheme}:{location}"),
+        _ if location.contains("://") => location.to_owned(),
+        _ if location.starts_with('/') => {
+            return Some(HttpTarget { path: location.to_owned(), ..from.clone() });
+        }
+        _ => {
             let base = from.path.split('?').next().unwrap_or("/");
             let base = base.rsplit_once('/').map_or("", |(base, _)| base);
-            format!("{base}/{path}")
-        };
-        return Some(HttpTarget { path, ..from.clone() });
+            return Some(HttpTarget { path: format!("{base}/{location}"), ..from.clone() });
+        }
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let uri: Uri = absolute.parse().ok()?;
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
     if host != from.address.host {
         return None;
     }
-    let secure = uri.scheme_str().map_or(from.secure, |scheme| scheme == "https");
+    let secure = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let address = Address { host: host.to_owned(), port };
-    Some(HttpTarget { secure, address, path: path.to_owned(), headers: from.headers.clone() })
+    Some(HttpTarget { secure, address, path, headers: from.headers.clone() })
 }
 
 async fn once(target: &HttpTarget, agent: &str) -> Result<(StatusCode, Option<String>), HttpError> {
