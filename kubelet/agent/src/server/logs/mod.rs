@@ -101,6 +101,8 @@ mod tests {
             async move { running }
         }));
         let reading = tokio::spawn(collect(receiver));
+        // The reader has the first file open before anything happens to it.
+        tokio::time::sleep(Duration::from_millis(30)).await;
         let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
         for number in 1..50 {
             file.write_all(line(number).as_bytes()).unwrap();
