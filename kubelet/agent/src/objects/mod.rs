@@ -111,6 +111,12 @@ impl Objects {
         self.inner.services.all(FIRST_READ).await
     }
 
+    /// All Services with an address as far as they are known now.
+    #[must_use]
+    pub fn known_services(&self) -> Option<Arc<Vec<ServiceFacts>>> {
+        self.inner.services.now()
+    }
+
     /// A token bound to a pod: a cached one until it is due for renewal, and for as long as it is valid if renewal fails.
     pub async fn token(&self, key: &TokenKey) -> Result<Token, ObjectError> {
         self.inner.tokens.get(key).await

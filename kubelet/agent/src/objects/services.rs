@@ -80,6 +80,10 @@ impl Services {
         Self { known, task }
     }
 
+    pub(super) fn now(&self) -> Known {
+        self.known.borrow().clone()
+    }
+
     pub(super) async fn all(&self, patience: Duration) -> Known {
         let mut known = self.known.clone();
         let first = tokio::time::timeout(patience, known.wait_for(Option::is_some)).await;

@@ -81,11 +81,11 @@ pub async fn environment(request: Request<'_>) -> Result<Environment, SpecError>
 
 async fn service_links(request: Request<'_>) -> Result<BTreeMap<String, String>, SpecError> {
     let links = identity::spec(request.pod).and_then(|spec| spec.enable_service_links).unwrap_or(true);
-    let all = match request.objects.services().await {
-        Some(all) => all,
-        // A static pod may be the API server that is to tell about services.
-        None if is_static(request.pod) => return Ok(BTreeMap::new()),
-        None => return Err(SpecError::ServicesUnread),
+    // A static pod may be the API server that is to tell about services, so it does not wait for them.
+    let all = if is_static(request.pod) {
+        request.objects.known_services().unwrap_or_default()
+    } else {
+        request.objects.services().await.ok_or(SpecError::ServicesUnread)?
     };
     let visible = services::visible(all.iter(), identity::namespace(request.pod), links);
     Ok(services::variables(visible).into_iter().collect())

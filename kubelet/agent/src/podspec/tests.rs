@@ -318,3 +318,28 @@ async fn missing_objects_and_keys_are_named() {
         assert_eq!(variables(env, from, false).await, Err(message.to_owned()));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_pods_of_the_api_wait_for_services() {
+    let fake = Arc::new(Fake::default());
+    fake.gone.store(true, std::sync::atomic::Ordering::SeqCst);
+    let objects = Objects::new(fake);
+    let facts = Facts::new("n");
+    for (source, outcome) in [
+        ("file", Ok(0)),
+        ("api", Err("services have not yet been read at least once, cannot construct envvars".to_owned())),
+    ] {
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"annotations": {"kubernetes.io/config.source": source}},
+            "spec": {"containers": [{"name": "c"}]}}),
+        )
+        .unwrap();
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let request = env::Request { facts: &facts, objects: &objects, pod: &pod, container, pod_ips: &[] };
+        let before = tokio::time::Instant::now();
+        let got =
+            env::environment(request).await.map(|env| env.iter().count()).map_err(|error| error.to_string());
+        assert_eq!(got, outcome, "{source}");
+        assert_eq!(before.elapsed().is_zero(), source == "file", "{source}");
+    }
+}

@@ -314,3 +314,45 @@ async fn grpc_services_tell_their_health() {
     let message = setup.next().await.message().unwrap();
     assert_eq!(message, "Readiness probe failed: service unhealthy (responded with \"NOT_SERVING\")");
 }
+
+#[tokio::test]
+async fn certificates_are_not_verified_and_silence_is_failure() {
+    let key = rcgen::generate_simple_self_signed(vec!["somebody.else".to_owned()]).unwrap();
+    let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![key.cert.der().clone()], private)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            let answer = |_: Request<Incoming>| async { Ok::<_, Infallible>(response(200)) };
+            let service = hyper::service::service_fn(answer);
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        }
+    });
+    let mut setup = Setup::new(nothing());
+    let get = json!({"port": port, "scheme": "HTTPS"});
+    setup.start(json!({"readinessProbe": {"httpGet": get, "periodSeconds": 1}}), Seed::default());
+    assert_eq!(setup.next().await.transition, Some(Transition::Ready));
+    setup.prober.stop("id");
+
+    // Accepts, by its backlog, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    setup.start(
+        json!({"livenessProbe": {"httpGet": {"port": port}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1}}),
+        Seed::default(),
+    );
+    let event = setup.next().await;
+    assert_eq!(event.transition, Some(Transition::Kill { grace_seconds: None }));
+    assert!(event.message().unwrap().contains("context deadline exceeded"), "{event:?}");
+}
