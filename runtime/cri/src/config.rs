@@ -39,8 +39,10 @@ pub struct Config {
     pub sandbox_image: String,
     /// The streaming server's address; port 0 picks a free one.
     pub stream_address: SocketAddr,
-    /// The directory whose file system holds images and writable layers.
+    /// The directory whose file system holds images.
     pub image_root: PathBuf,
+    /// The directory whose file system holds the containers' writable layers.
+    pub container_root: PathBuf,
     /// The resolver configuration of pods that bring none.
     pub host_resolv_conf: PathBuf,
 }
@@ -63,6 +65,7 @@ impl Default for Config {
             sandbox_image: "registry.k8s.io/pause:3.10.2".into(),
             stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             image_root: "/var/lib/orlop/images".into(),
+            container_root: "/var/lib/orlop/containers".into(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::{Answers, CriService, chunks};
 use crate::error::CriError;
+use crate::stats::filesystem_usage;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use orlop_image::{Auth, Image};
@@ -147,10 +148,11 @@ impl ImageService for CriService {
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
         let usage = self.runtime.images.usage().await.map_err(CriError::from)?;
-        let usage = self.runtime.filesystem_usage(usage, crate::runtime::now());
+        let config = &self.runtime.config;
+        let of = |directory| vec![filesystem_usage(directory, usage, crate::runtime::now())];
         Ok(Response::new(cri::ImageFsInfoResponse {
-            image_filesystems: vec![usage.clone()],
-            container_filesystems: vec![usage],
+            image_filesystems: of(&config.image_root),
+            container_filesystems: of(&config.container_root),
         }))
     }
 }

@@ -9,8 +9,8 @@ use crate::config::Config;
 use crate::error::CriError;
 use crate::network::SandboxNetwork;
 use crate::runtime::Runtime;
-use crate::streaming::StreamServer;
 use crate::streaming::target::Target;
+use crate::streaming::{StreamServer, StreamTarget};
 use orlop_image::ImageStore;
 use orlop_keeper::client::Keeper;
 use orlop_proto::cri::image_service_server::ImageServiceServer;
@@ -48,12 +48,18 @@ impl CriService {
         let runtime = Arc::new(Runtime::new(config, keeper, images, network)?);
         runtime.reconcile().await?;
         runtime.watch_exits(events);
-        let target = Arc::new(Target(Arc::downgrade(&runtime)));
+        let target: Arc<dyn StreamTarget> = Arc::new(Target(Arc::downgrade(&runtime)));
         let streams = StreamServer::start(stream_address, target)
             .await
             .map_err(|e| CriError::io("listen for streams at", stream_address.to_string(), e))?;
         let _ = runtime.streams.set(streams);
         Ok(Self { runtime })
+    }
+
+    /// What the streaming server runs against, for who serves streams in this process without the detour of a URL.
+    #[must_use]
+    pub fn stream_target(&self) -> Arc<dyn StreamTarget> {
+        Arc::new(Target(Arc::downgrade(&self.runtime)))
     }
 
     /// For laying a client directly on the service, or for a server.

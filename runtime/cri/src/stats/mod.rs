@@ -10,6 +10,7 @@ use crate::sandbox::status::has_labels;
 use orlop_image::Usage;
 use orlop_oci::cgroup::{Cgroup, CpuStats, MemoryStats, Pressure, PressureLine, Stats};
 use orlop_proto::cri::{self, UInt64Value};
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,15 @@ fn swap_usage(memory: &MemoryStats, timestamp: i64) -> Option<cri::SwapUsage> {
     })
 }
 
+pub(crate) fn filesystem_usage(directory: &Path, usage: Usage, timestamp: i64) -> cri::FilesystemUsage {
+    cri::FilesystemUsage {
+        timestamp,
+        fs_id: Some(cri::FilesystemIdentifier { mountpoint: directory.to_string_lossy().into_owned() }),
+        used_bytes: value(usage.bytes),
+        inodes_used: value(usage.inodes),
+    }
+}
+
 fn sample(slot: &std::sync::Mutex<Option<CpuSample>>, cpu: &CpuStats, at: i64) -> CpuSample {
     let mut last = slot.lock().unwrap_or_else(PoisonError::into_inner);
     let next = CpuSample::next(*last, at, cpu.usage_usec.saturating_mul(1000));
@@ -100,7 +110,7 @@ fn sample(slot: &std::sync::Mutex<Option<CpuSample>>, cpu: &CpuStats, at: i64) -
 
 impl Runtime {
     /// A cgroup that is gone, or has no controllers, has no numbers: that is no error.
-    fn read_cgroup(&self, relative: &std::path::Path) -> Option<Stats> {
+    fn read_cgroup(&self, relative: &Path) -> Option<Stats> {
         Cgroup::open(&self.config.cgroup_root, relative).ok()?.stats().ok()
     }
 
@@ -136,18 +146,7 @@ impl Runtime {
                 usage
             }
         };
-        Some(self.filesystem_usage(usage, timestamp))
-    }
-
-    pub(crate) fn filesystem_usage(&self, usage: Usage, timestamp: i64) -> cri::FilesystemUsage {
-        cri::FilesystemUsage {
-            timestamp,
-            fs_id: Some(cri::FilesystemIdentifier {
-                mountpoint: self.config.image_root.to_string_lossy().into_owned(),
-            }),
-            used_bytes: value(usage.bytes),
-            inodes_used: value(usage.inodes),
-        }
+        Some(filesystem_usage(&self.config.container_root, usage, timestamp))
     }
 
     pub(crate) async fn list_container_stats(

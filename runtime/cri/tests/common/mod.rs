@@ -3,6 +3,7 @@
 //!
 //! The namespace belongs to a thread and to what that thread starts: the async runtime's threads and the keeper. When
 //! the test ends, however it ends, the keeper is killed, its containers with it, and the mounts vanish with the threads.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
 use orlop_cri::network::{NetworkError, NetworkRequest, SandboxNetwork};
 use orlop_cri::{Config, CriService, MissingControllers};
@@ -181,6 +182,7 @@ impl Node {
             pause_program: "/bin/busybox".into(),
             pause_args: vec!["sleep".into(), "1000000".into()],
             image_root: self.dir.path().join("images"),
+            container_root: self.dir.path().join("containers"),
             ..Config::default()
         }
     }
