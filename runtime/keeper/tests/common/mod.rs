@@ -22,6 +22,8 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 pub struct Node {
     pub dir: tempfile::TempDir,
     pub cgroup: String,
+    /// Shell commands run just before the keeper, in its process.
+    pub before: String,
     keeper: Option<Child>,
 }
 
@@ -40,18 +42,24 @@ pub struct Options {
 
 impl Node {
     pub async fn start() -> (Self, Keeper) {
-        assert!(rustix::process::geteuid().is_root(), "this test needs root");
-        assert!(Path::new("/bin/busybox").exists(), "this test needs a static busybox in /bin");
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let mut node = Self {
-            dir: tempfile::tempdir().unwrap(),
-            cgroup: format!("orlop-keeper-test-{}-{number}", std::process::id()),
-            keeper: None,
-        };
-        node.make_rootfs();
+        let mut node = Self::prepare();
         node.spawn_keeper();
         let keeper = node.connect().await;
         (node, keeper)
+    }
+
+    pub fn prepare() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test needs root");
+        assert!(Path::new("/bin/busybox").exists(), "this test needs a static busybox in /bin");
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let node = Self {
+            dir: tempfile::tempdir().unwrap(),
+            cgroup: format!("orlop-keeper-test-{}-{number}", std::process::id()),
+            before: String::new(),
+            keeper: None,
+        };
+        node.make_rootfs();
+        node
     }
 
     pub async fn connect(&self) -> Keeper {
@@ -82,14 +90,15 @@ impl Node {
         let script = format!(
             "mount --make-rprivate / && umount -R -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && \
              mkdir -p {mnt} && mount -t tmpfs -o size=64k none {mnt} && \
-             exec {program} --socket {socket} --state {state} {more}",
+             {before} exec {program} --socket {socket} --state {state} {more}",
             mnt = self.dir.path().join("small").display(),
+            before = self.before,
             program = env!("CARGO_BIN_EXE_orlop-keeper"),
             socket = self.socket().display(),
             state = self.state().display(),
         );
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", &script]).env("ORLOP_MISSING_CONTROLLERS", "warn");
+        command.args(["--mount", "bash", "-c", &script]).env("ORLOP_MISSING_CONTROLLERS", "warn");
         command.stdin(Stdio::null());
         command
     }
