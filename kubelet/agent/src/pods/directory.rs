@@ -157,11 +157,11 @@ impl Entry {
         let words = || (name.clone(), container.to_owned());
         let latest = self.runtime.latest(container);
         let record = if previous {
-            let before = latest.and_then(|latest| self.runtime.previous(latest));
             // Between an end and the restart the one that ended is the previous one.
             let resting = latest.filter(|latest| latest.has_exited() && self.is_waiting(container).is_some());
+            let before = || latest.and_then(|latest| self.runtime.previous(latest));
             let (name, container) = words();
-            before.or(resting).ok_or(LookupError::NoPrevious { name, container })?
+            resting.or_else(before).ok_or(LookupError::NoPrevious { name, container })?
         } else {
             match latest {
                 Some(record) => record,

@@ -32,3 +32,6 @@ pub mod source_static;
 pub mod status;
 pub mod store;
 pub mod worker;
+
+#[cfg(test)]
+mod scenarios;

@@ -346,9 +346,10 @@ impl PodMachine {
         let track = self.track_mut(&container.name);
         if let Some(blocked) = &mut track.blocked {
             show_pull_backoff(blocked, container, &pod, now, out);
-            let (until, shown_until) = (blocked.until, blocked.since + SHOW_FAILED_PULL);
+            let until = blocked.until;
+            let shown = (blocked.failure.reason == "ErrImagePull").then(|| blocked.since + SHOW_FAILED_PULL);
             if until > now {
-                self.wake_at(if shown_until > now { shown_until.min(until) } else { until });
+                self.wake_at(shown.filter(|shown| *shown > now).map_or(until, |shown| shown.min(until)));
                 return false;
             }
         }

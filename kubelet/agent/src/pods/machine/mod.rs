@@ -69,6 +69,8 @@ pub struct PodMachine {
     pub wake: Option<Timestamp>,
     longest_backoff: SignedDuration,
     epoch: u64,
+    /// The epoch of the newest observation taken in.
+    seen_epoch: u64,
     inspecting: bool,
     inspect_again: bool,
     /// After a failed look: when the next may be taken.
@@ -107,6 +109,7 @@ impl PodMachine {
             wake: None,
             longest_backoff,
             epoch: 0,
+            seen_epoch: 0,
             inspecting: false,
             inspect_again: true,
             inspect_after: None,
@@ -307,7 +310,11 @@ impl PodMachine {
 
     fn observe(&mut self, epoch: u64, fresh: PodRuntime) {
         self.inspecting = false;
+        if self.observed && epoch < self.seen_epoch {
+            return;
+        }
         self.observed = true;
+        self.seen_epoch = epoch;
         // What was created after this look began cannot be in it, and is not gone for that.
         let is_gone = |id: &str, born: &HashMap<String, u64>| born.get(id).is_none_or(|born| *born <= epoch);
         let kept: HashSet<&str> = fresh
@@ -472,13 +479,14 @@ impl PodMachine {
     }
 
     fn plan_run(&mut self, now: Timestamp, out: &mut Vec<Action>) {
+        // Before anything that takes time: the first status after a restart must already know who was ready.
+        self.follow_health(now, out);
         if !self.advance(now, out, |state| &mut state.host, Action::PrepareHost) {
             return;
         }
         if !self.advance(now, out, |state| &mut state.volumes, Action::Mount) {
             return;
         }
-        self.follow_health(now, out);
         let survey = self.survey();
         if survey.finished {
             self.begin_stop(now, |stopping| stopping.finished = true);
