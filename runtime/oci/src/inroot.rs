@@ -109,7 +109,7 @@ impl Root {
     /// The parent directory of `path`, made if missing, and its last name.
     pub(crate) fn parent_of(&self, path: &Path) -> io::Result<(OwnedFd, OsString)> {
         let name = path.file_name().ok_or(Errno::INVAL)?.to_owned();
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("/"));
         let dir = self.resolve_or_make(parent, Make::Directory, 0o755)?;
         Ok((dir, name))
     }

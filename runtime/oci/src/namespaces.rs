@@ -1,8 +1,9 @@
 //! Which namespaces a container gets: new ones, and existing ones joined by path.
 
+use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType as Type};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::LinkNameSpaceType;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -117,9 +118,8 @@ impl Namespaces {
 
 /// Moves the caller into new namespaces; `flags` as for clone.
 pub(crate) fn unshare(flags: u64) -> Result<(), Error> {
-    let flags = UnshareFlags::from_bits_retain(u32::try_from(flags).unwrap_or_default());
-    // Descriptors are not unshared, which is what rustix's `unshare_unsafe` is about.
-    rustix::thread::unshare(flags).map_err(|errno| Error::Make { source: errno.into() })
+    let flags = CloneFlags::from_bits_retain(i32::try_from(flags).unwrap_or_default());
+    nix::sched::unshare(flags).map_err(|errno| Error::Make { source: errno.into() })
 }
 
 /// While it lives, children of this process are born in another PID namespace.

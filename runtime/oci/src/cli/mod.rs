@@ -45,6 +45,7 @@ enum Error {
 #[derive(Debug)]
 struct Global {
     root: PathBuf,
+    cgroup_root: PathBuf,
     systemd_cgroup: bool,
 }
 
@@ -65,7 +66,7 @@ const GLOBAL: &[Opt] = &[
     Opt(&["debug"], false),
     Opt(&["systemd-cgroup"], false),
     Opt(&["rootless"], true),
-    Opt(&["cgroup-manager"], true),
+    Opt(&["cgroup-root"], true),
     Opt(&["version", "v"], false),
     Opt(&["help", "h"], false),
 ];
@@ -73,7 +74,8 @@ const GLOBAL: &[Opt] = &[
 const HELP: &str = "\
 orlop-oci: OCI runtime with the command line of runc
 
-usage: orlop-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND [options] [arguments]
+usage: orlop-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] [--cgroup-root DIR]
+                 COMMAND [options] [arguments]
 
 commands:
   create   [-b DIR] [--console-socket S] [--pid-file F] [--no-pivot] [--no-new-keyring] [--preserve-fds N] ID
@@ -118,7 +120,11 @@ pub fn run(args: &[String]) -> u8 {
             return 1;
         }
     };
-    let global = Global { root: root(parsed.get("root")), systemd_cgroup: parsed.is_set("systemd-cgroup") };
+    let global = Global {
+        root: root(parsed.get("root")),
+        cgroup_root: parsed.get("cgroup-root").unwrap_or(crate::cgroup::DEFAULT_ROOT).into(),
+        systemd_cgroup: parsed.is_set("systemd-cgroup"),
+    };
     let (command, rest) = parsed.rest.split_first().map_or(("", &[][..]), |(c, r)| (c.as_str(), r));
     match commands::dispatch(&global, command, rest) {
         Ok(code) => code,

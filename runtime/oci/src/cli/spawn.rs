@@ -135,6 +135,7 @@ fn make(global: &Global, prepared: &Prepared) -> Result<crate::Container, Error>
     let id = global.id(parsed.rest.first())?;
     let mut request = CreateRequest::new(&id, bundle, spec, &global.root);
     request.stdio = if *terminal { Stdio::Terminal } else { Stdio::Inherit };
+    request.cgroup_root = &global.cgroup_root;
     request.no_pivot = parsed.is_set("no-pivot");
     request.no_new_keyring = parsed.is_set("no-new-keyring");
     request.preserve_fds = *preserve_fds;

@@ -102,12 +102,13 @@ fn one(mount: &Mount, bundle: &Path) -> Result<Planned, Error> {
             },
         }
     };
-    let is_proc = matches!(&kind, Kind::Filesystem { fs, .. } if fs == "proc");
-    if destination.starts_with("/proc")
-        && !(is_proc && destination == Path::new("/proc"))
-        && !(destination == Path::new("/proc") && matches!(&kind, Kind::Bind { .. } | Kind::Remount))
-        && !allowed_inside_proc(&destination)
-    {
+    let proc_itself = destination == Path::new("/proc")
+        && match &kind {
+            Kind::Filesystem { fs, .. } => fs == "proc",
+            Kind::Bind { .. } | Kind::Remount => true,
+            Kind::Cgroup => false,
+        };
+    if destination.starts_with("/proc") && !proc_itself && !allowed_inside_proc(&destination) {
         return Err(Error::InsideProc(destination));
     }
     Ok(Planned { destination, kind, options })

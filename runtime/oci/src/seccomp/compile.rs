@@ -112,7 +112,7 @@ fn conditions(call: &LinuxSyscall) -> Result<Vec<Condition>, Error> {
         .map(|arg| {
             let index = u8::try_from(arg.index()).ok().filter(|index| *index < 6);
             Ok(Condition {
-                index: index.ok_or(Error::Argument(arg.index()))?,
+                index: index.ok_or_else(|| Error::Argument(arg.index()))?,
                 operator: arg.op(),
                 value: arg.value(),
                 value_two: arg.value_two().unwrap_or_default(),
@@ -269,7 +269,8 @@ mod tests {
     #[test]
     fn every_operator_compares_all_64_bits() {
         let big = 1u64 << 40 | 5;
-        let cases: [(&str, fn(u64, u64) -> bool); 6] = [
+        type Holds = fn(u64, u64) -> bool;
+        let cases: [(&str, Holds); 6] = [
             ("SCMP_CMP_EQ", |a, b| a == b),
             ("SCMP_CMP_NE", |a, b| a != b),
             ("SCMP_CMP_LT", |a, b| a < b),

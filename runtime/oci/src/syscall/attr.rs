@@ -24,7 +24,6 @@ pub(crate) const ATIME: u64 = 0x70;
 pub(crate) const NOATIME: u64 = 0x10;
 pub(crate) const STRICTATIME: u64 = 0x20;
 pub(crate) const NODIRATIME: u64 = 0x80;
-pub(crate) const IDMAP: u64 = 0x0010_0000;
 pub(crate) const NOSYMFOLLOW: u64 = 0x0020_0000;
 
 fn call(mount: impl AsFd, recursive: bool, attr: MountAttr) -> io::Result<()> {
@@ -51,10 +50,4 @@ pub(crate) fn set(mount: impl AsFd, recursive: bool, set: u64, clear: u64) -> io
 /// Changes propagation; `kind` is one of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`.
 pub(crate) fn propagation(mount: impl AsFd, recursive: bool, kind: u64) -> io::Result<()> {
     call(mount, recursive, MountAttr { propagation: kind, ..MountAttr::default() })
-}
-
-/// Maps the ids of a detached mount through a user namespace.
-pub(crate) fn idmap(mount: impl AsFd, recursive: bool, user_ns: impl AsFd) -> io::Result<()> {
-    let userns_fd = u64::from(user_ns.as_fd().as_raw_fd().unsigned_abs());
-    call(mount, recursive, MountAttr { attr_set: IDMAP, userns_fd, ..MountAttr::default() })
 }

@@ -1,9 +1,9 @@
-//! Closing descriptor ranges and taking over inherited ones by number.
+//! Closing ranges of descriptors.
 #![allow(unsafe_code)]
 
 use super::check;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 
@@ -31,13 +31,4 @@ pub(crate) fn close_others(keep: &mut [RawFd]) -> io::Result<()> {
 /// Everything from `first` on disappears at the next execve.
 pub(crate) fn cloexec_from(first: u32) -> io::Result<()> {
     close_range(first, u32::MAX, CLOSE_RANGE_CLOEXEC)
-}
-
-/// Takes ownership of a descriptor inherited by number; `None` if it is not open.
-pub(crate) fn take(raw: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the borrow is only used to ask the kernel whether the number is open.
-    let borrowed = if raw >= 0 { unsafe { BorrowedFd::borrow_raw(raw) } } else { return None };
-    rustix::io::fcntl_getfd(borrowed).ok()?;
-    // SAFETY: it is open, and the caller says that nothing else in this process owns it.
-    Some(unsafe { OwnedFd::from_raw_fd(raw) })
 }

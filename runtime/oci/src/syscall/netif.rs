@@ -4,6 +4,9 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+/// `IFF_UP` in the width of `ifr_flags`.
+const IFF_UP: libc::c_short = 1;
+
 pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket_with(
         rustix::net::AddressFamily::INET,
@@ -22,7 +25,7 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) < 0 {
             return Err(io::Error::last_os_error());
         }
-        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        request.ifr_ifru.ifru_flags |= IFF_UP;
         if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) < 0 {
             return Err(io::Error::last_os_error());
         }
