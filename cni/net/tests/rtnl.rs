@@ -161,6 +161,7 @@ fn work_in_a_namespace_does_not_move_the_caller_even_when_it_panics() {
     let other = Netns::create().unwrap();
     assert!(!here.is_same(&other).unwrap());
     assert!(other.run(|| Netns::current().unwrap().is_same(&other).unwrap()).unwrap());
-    assert!(other.run(|| panic!("on purpose")).map(|()| ()).unwrap_err().to_string().contains("on purpose"));
+    let outcome: Result<(), _> = other.run(|| panic!("on purpose"));
+    assert!(outcome.unwrap_err().to_string().contains("on purpose"));
     assert!(Netns::current().unwrap().is_same(&here).unwrap());
 }

@@ -99,13 +99,14 @@ fn host_ports_work_from_everywhere_and_vanish_with_the_pod() {
     connect(&a, node_ip, 8080).unwrap();
     connect(&a, ip("10.1.0.1"), 8080).unwrap();
 
-    // Pods do not reach the node's loopback, although the bridge accepts its addresses.
-    let loopback = Server::start(&node, "127.0.0.1:0");
-    output(&b, "ip", &["route", "add", "127.9.9.9/32", "via", "10.1.0.1", "src", "10.1.0.3"]);
-    output(&b, "ip", &["route", "del", "local", "127.0.0.0/8", "table", "local"]);
-    output(&b, "ip", &["link", "set", "lo", "down"]);
-    let _all = Server::start(&node, &format!("0.0.0.0:{}", loopback.port + 1));
-    assert!(connect(&b, ip("127.9.9.9"), loopback.port + 1).is_err());
+    // Pods do not reach the node's loopback, although the bridge accepts its addresses: it is the guard that stops them.
+    let on_node = Server::start(&node, "0.0.0.0:0");
+    let prepare = "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet; ip link set lo down; \
+                   ip route add 127.9.9.9/32 via 10.1.0.1 src 10.1.0.3";
+    assert_eq!(output(&b, "sh", &["-c", prepare]), "");
+    assert!(connect(&b, ip("127.9.9.9"), on_node.port).is_err());
+    assert_eq!(output(&node, "nft", &["flush", "chain", "inet", "orlop-hostport", "guard"]), "");
+    assert_eq!(connect(&b, ip("127.9.9.9"), on_node.port).unwrap(), "10.1.0.3");
 
     block_on(&node, || async {
         let network = open(dir.path()).await;
