@@ -134,7 +134,7 @@ impl PodManager {
                 Change::Set(pod, origin) => {
                     let uid = labels::identity(&pod).2;
                     if self.workers.contains_key(uid) {
-                        self.tell(&uid.to_owned(), Event::Updated(pod));
+                        self.tell(uid, Event::Updated(Arc::clone(&pod)));
                     } else {
                         self.start(pod, origin);
                     }
@@ -320,12 +320,11 @@ impl PodManager {
         let mut wanted = self.store.static_pods();
         // While an old pod of that name is on its way down, its mirror goes on showing it.
         for worker in self.workers.values().filter(|worker| worker.origin == Origin::File) {
-            if !wanted.contains_key(&worker.full_name) {
-                if let Some(mirror) =
-                    mirrors.get(&worker.full_name).filter(|m| m.metadata.deletion_timestamp.is_none())
-                {
-                    wanted.insert(worker.full_name.clone(), as_wanted(mirror));
-                }
+            let alive = |mirror: &&Arc<Pod>| mirror.metadata.deletion_timestamp.is_none();
+            if !wanted.contains_key(&worker.full_name)
+                && let Some(mirror) = mirrors.get(&worker.full_name).filter(alive)
+            {
+                wanted.insert(worker.full_name.clone(), as_wanted(mirror));
             }
         }
         view.send_replace(mirror::View {

@@ -50,7 +50,7 @@ fn shift_decimal(mantissa: i128, exponent: i32) -> Option<i128> {
     if exponent >= 0 {
         mantissa.checked_mul(factor?)
     } else {
-        Some(factor.map_or(i128::from(mantissa > 0), |factor| div_up(mantissa, factor)))
+        Some(factor.map_or_else(|| i128::from(mantissa > 0), |factor| div_up(mantissa, factor)))
     }
 }
 

@@ -76,7 +76,7 @@ impl RuntimeClient {
         let mut client = self.cri.runtime();
         let request = cri::VersionRequest { version: "v1".to_owned() };
         Ok(self
-            .call("ask version of", "the runtime", self.timeout, client.version(request))
+            .call("ask version of", "the runtime", self.timeout, Box::pin(client.version(request)))
             .await?
             .runtime_name)
     }
@@ -91,7 +91,7 @@ impl RuntimeClient {
         let request = cri::ListPodSandboxRequest { filter };
         let object = uid.unwrap_or("all pods");
         Ok(self
-            .call("list sandboxes of", object, self.timeout, client.list_pod_sandbox(request))
+            .call("list sandboxes of", object, self.timeout, Box::pin(client.list_pod_sandbox(request)))
             .await?
             .items)
     }
@@ -105,8 +105,9 @@ impl RuntimeClient {
         let mut client = self.cri.runtime();
         let request = cri::ListContainersRequest { filter };
         let object = uid.unwrap_or("all pods");
-        let answer =
-            self.call("list containers of", object, self.timeout, client.list_containers(request)).await?;
+        let answer = self
+            .call("list containers of", object, self.timeout, Box::pin(client.list_containers(request)))
+            .await?;
         Ok(answer.containers)
     }
 
@@ -114,7 +115,8 @@ impl RuntimeClient {
         const OPERATION: &str = "get status of sandbox";
         let mut client = self.cri.runtime();
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        let answer = self.call(OPERATION, id, self.timeout, client.pod_sandbox_status(request)).await?;
+        let answer =
+            self.call(OPERATION, id, self.timeout, Box::pin(client.pod_sandbox_status(request))).await?;
         let missing =
             || RuntimeError::Incomplete { operation: OPERATION, object: id.to_owned(), missing: "status" };
         answer.status.map(SandboxRecord::from_cri).ok_or_else(missing)
@@ -124,7 +126,7 @@ impl RuntimeClient {
     pub async fn container(&self, sandbox: &str, id: &str) -> Result<Option<ContainerRecord>, RuntimeError> {
         let mut client = self.cri.runtime();
         let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let call = client.container_status(request);
+        let call = Box::pin(client.container_status(request));
         let answer = self.call("get status of container", id, self.timeout, call).await?;
         Ok(answer.status.and_then(|status| ContainerRecord::from_cri(sandbox, status)))
     }
@@ -172,7 +174,7 @@ impl RuntimeClient {
         let mut client = self.cri.runtime();
         let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler };
         // Network set-up included, which may take as long again.
-        let call = client.run_pod_sandbox(request);
+        let call = Box::pin(client.run_pod_sandbox(request));
         Ok(self.call("run sandbox", &object, self.timeout * 2, call).await?.pod_sandbox_id)
     }
 
@@ -180,14 +182,14 @@ impl RuntimeClient {
     pub async fn stop_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let mut client = self.cri.runtime();
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let call = client.stop_pod_sandbox(request);
+        let call = Box::pin(client.stop_pod_sandbox(request));
         absent_is_fine(self.call("stop sandbox", id, self.timeout * 2, call).await.map(drop))
     }
 
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let mut client = self.cri.runtime();
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let call = client.remove_pod_sandbox(request);
+        let call = Box::pin(client.remove_pod_sandbox(request));
         absent_is_fine(self.call("remove sandbox", id, self.timeout, call).await.map(drop))
     }
 
@@ -204,14 +206,16 @@ impl RuntimeClient {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        let call = client.create_container(request);
+        let call = Box::pin(client.create_container(request));
         Ok(self.call("create container", &object, self.timeout, call).await?.container_id)
     }
 
     pub async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
         let mut client = self.cri.runtime();
         let request = cri::StartContainerRequest { container_id: id.to_owned() };
-        self.call("start container", id, self.timeout, client.start_container(request)).await.map(drop)
+        self.call("start container", id, self.timeout, Box::pin(client.start_container(request)))
+            .await
+            .map(drop)
     }
 
     /// A container that does not exist counts as stopped.
@@ -219,14 +223,14 @@ impl RuntimeClient {
         let mut client = self.cri.runtime();
         let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: grace_seconds };
         let patience = self.timeout + Duration::from_secs(grace_seconds.max(0).unsigned_abs());
-        let call = client.stop_container(request);
+        let call = Box::pin(client.stop_container(request));
         absent_is_fine(self.call("stop container", id, patience, call).await.map(drop))
     }
 
     pub async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
         let mut client = self.cri.runtime();
         let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
-        let call = client.remove_container(request);
+        let call = Box::pin(client.remove_container(request));
         absent_is_fine(self.call("remove container", id, self.timeout, call).await.map(drop))
     }
 
@@ -235,7 +239,10 @@ impl RuntimeClient {
         let object = image.image.clone();
         let mut client = self.cri.images();
         let request = cri::ImageStatusRequest { image: Some(image), verbose: false };
-        Ok(self.call("get status of image", &object, self.timeout, client.image_status(request)).await?.image)
+        Ok(self
+            .call("get status of image", &object, self.timeout, Box::pin(client.image_status(request)))
+            .await?
+            .image)
     }
 
     /// The reference under which the pulled image is known.
@@ -246,13 +253,13 @@ impl RuntimeClient {
     ) -> Result<String, RuntimeError> {
         let object = request.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
         let mut client = self.cri.images();
-        Ok(self.call("pull image", &object, patience, client.pull_image(request)).await?.image_ref)
+        Ok(self.call("pull image", &object, patience, Box::pin(client.pull_image(request))).await?.image_ref)
     }
 
     /// Events of containers. The stream itself has no deadline: it lasts as long as the runtime.
     pub async fn events(&self) -> Result<tonic::Streaming<cri::ContainerEventResponse>, RuntimeError> {
         let mut client = self.cri.runtime();
-        let call = client.get_container_events(cri::GetEventsRequest {});
+        let call = Box::pin(client.get_container_events(cri::GetEventsRequest {}));
         self.call("watch events of", "the runtime", self.timeout, call).await
     }
 }

@@ -108,7 +108,7 @@ impl Executor {
             }
             Action::Kill(request) => {
                 let id = request.record.id.clone();
-                let result = self.kill_container(&pod, request).await;
+                let result = self.kill_container(&pod, *request).await;
                 Event::ContainerKilled { id, result }
             }
             Action::Remove { containers, sandboxes } => self.remove(containers, sandboxes).await,
@@ -154,12 +154,9 @@ impl Executor {
 }
 
 /// Runs blocking file work away from the tasks that must not wait, and gives its error as words.
-async fn blocking<E: fmt::Display>(
+async fn blocking<E: fmt::Display + Send + 'static>(
     work: impl FnOnce() -> Result<(), E> + Send + 'static,
-) -> Result<(), String>
-where
-    E: Send + 'static,
-{
+) -> Result<(), String> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(error) => Err(format!("file work ended abnormally: {error}")),

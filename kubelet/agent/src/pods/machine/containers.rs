@@ -305,7 +305,7 @@ impl PodMachine {
             self.remove(vec![record.clone()], Vec::new(), out);
             return;
         }
-        let ended = last.as_ref().filter(|record| record.has_exited()).map(|record| record.clone());
+        let ended = last.as_ref().filter(|record| record.has_exited()).cloned();
         if !self.may_start(&container, ended.as_ref(), now, out) {
             return;
         }
@@ -318,7 +318,7 @@ impl PodMachine {
         match track.image.take() {
             None => {
                 track.work = Work::Pulling;
-                out.push(Action::EnsureImage { container });
+                out.push(Action::EnsureImage { container: Box::new(container) });
             }
             Some(image) => {
                 track.work = Work::Starting;
@@ -443,7 +443,8 @@ impl PodMachine {
             }
         };
         self.killing.insert(record.id.clone(), Killing { until, retry: None });
-        out.push(Action::Kill(KillRequest { record: record.clone(), grace_seconds, hurry }));
+        let request = KillRequest { record: record.clone(), grace_seconds, hurry };
+        out.push(Action::Kill(Box::new(request)));
     }
 
     /// Forgets dead containers but the newest of each name, and sandboxes that nothing refers to.

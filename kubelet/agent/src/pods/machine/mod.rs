@@ -178,7 +178,7 @@ impl PodMachine {
     /// Grace of the pod in seconds: its deletion's, or else its specification's.
     fn grace_seconds(&self) -> i64 {
         let asked = self.pod.metadata.deletion_grace_period_seconds;
-        asked.or(self.spec().termination_grace_period_seconds).unwrap_or(30).max(1)
+        asked.or_else(|| self.spec().termination_grace_period_seconds).unwrap_or(30).max(1)
     }
 }
 

@@ -203,12 +203,12 @@ pub enum Action {
     },
     /// `ImageReady`.
     EnsureImage {
-        container: Container,
+        container: Box<Container>,
     },
     /// `ContainerStarted`.
     StartContainer(Box<StartRequest>),
     /// `ContainerKilled`.
-    Kill(KillRequest),
+    Kill(Box<KillRequest>),
     /// Dead containers and then dead sandboxes: `Removals`.
     Remove {
         containers: Vec<ContainerRecord>,
