@@ -134,7 +134,7 @@ fn a_port_is_reached_inside_the_pods_network() {
     on_a_node(|node| async move {
         let service = node.open().await;
         let sandbox = run_sandbox(&service, node.sandbox("port")).await;
-        let script = "while :; do busybox nc -l -s 127.0.0.1 -p 8080 -e /bin/cat; done";
+        let script = "exec busybox nc -ll -p 8080 -e /bin/cat";
         let id = create(&service, &sandbox, container("main", script)).await;
         start(&service, &id).await.unwrap();
         let target = service.stream_target();
