@@ -80,7 +80,8 @@ fn start(namespace: &Netns, api: &FakeApi, name: &str, dir: &Path) -> Running {
             });
             let client = Client::from_kubeconfig(&kubeconfig).unwrap();
             let shutdown = async { drop(stopped.await) };
-            overlay.run(client, name, shutdown).await.unwrap();
+            // As a task, which it must be able to be; it stays on this thread, and so in this namespace.
+            tokio::spawn(overlay.run(client, name, shutdown)).await.unwrap().unwrap();
         });
     };
     let thread = std::thread::spawn(move || namespace.run(work).unwrap());

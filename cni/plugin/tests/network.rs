@@ -215,3 +215,19 @@ fn failures_name_the_cause_and_undo_themselves() {
     assert!(left.iter().all(|name| !name.to_str().unwrap().starts_with("10.")), "{left:?}");
     assert!(!output(&node, "ip", &["-br", "link"]).contains("veth"));
 }
+
+#[test]
+fn calls_may_be_made_from_tasks_of_a_threaded_runtime() {
+    fn movable<T: Send>(_: T) {}
+    let (node, _outside) = node_and_outside();
+    let dir = tempfile::tempdir().unwrap();
+    block_on(&node, || async {
+        let network = PodNetwork::open(config(dir.path())).unwrap();
+        let attach = Attach::new("a", "/nowhere");
+        movable(network.attach(&attach));
+        movable(network.detach("a"));
+        movable(network.retain(&[]));
+        movable(network.status());
+        movable(network.set_pod_cidrs(&[]));
+    });
+}
