@@ -7,13 +7,15 @@ mod config;
 mod demo;
 mod install;
 mod log;
+mod node;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use cli::{Cli, Command, PlaceArgs};
+use cli::{Cli, Command, NodeArgs, PlaceArgs};
 use commands::{NodeSocket, containers, images, logs};
 use config::NodeConfig;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 fn main() -> ExitCode {
@@ -37,6 +39,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Install { places, start } => install::install(&places.into(), start)?,
         Command::Uninstall { places, purge } => install::uninstall(&places.into(), purge)?,
         Command::Demo { port } => small_runtime()?.block_on(demo::serve(port))?,
+        Command::Node(args) => node_runtime()?.block_on(Box::pin(node::run(args.config()?)))?,
+        Command::Purge { config } => node_runtime()?.block_on(Box::pin(async {
+            node::purge::run(&NodeConfig::read(&config)?).await
+        }))?,
         command => return small_runtime()?.block_on(talk(command)),
     }
     Ok(ExitCode::SUCCESS)
@@ -45,6 +51,20 @@ fn run(cli: Cli) -> Result<ExitCode> {
 /// One thread is plenty for a command that asks the node something.
 fn small_runtime() -> Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("start the asynchronous runtime")
+}
+
+/// The node's own threads: two carry everything, and blocking work gets few more, each of which costs memory.
+fn node_runtime() -> Result<Runtime> {
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider is installed already"))?;
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_keep_alive(Duration::from_secs(5))
+        .enable_all()
+        .build()
+        .context("start the asynchronous runtime")
 }
 
 /// The commands that talk to the node's socket.
@@ -68,5 +88,17 @@ async fn talk(command: Command) -> Result<ExitCode> {
 impl From<PlaceArgs> for install::Places {
     fn from(args: PlaceArgs) -> Self {
         Self { root: args.root, bin: args.bin_dir, etc: args.config_dir, units: args.unit_dir }
+    }
+}
+
+impl NodeArgs {
+    /// The file, with the command line laid over it.
+    fn config(self) -> Result<NodeConfig> {
+        let mut config = NodeConfig::read(&self.config)?;
+        config.kubeconfig = self.kubeconfig.or(config.kubeconfig);
+        config.bootstrap_kubeconfig = self.bootstrap_kubeconfig.or(config.bootstrap_kubeconfig);
+        config.node_name = self.hostname_override.unwrap_or(config.node_name);
+        config.node_ip = self.node_ip.or(config.node_ip);
+        Ok(config)
     }
 }

@@ -7,6 +7,7 @@
 mod attributes;
 mod auth;
 mod body;
+mod certificate;
 mod handlers;
 mod logs;
 mod node_logs;
@@ -16,6 +17,7 @@ mod stream;
 mod tls;
 
 pub use auth::{AccessTtl, AuthConfig};
+pub use certificate::{CertificateError, serving_certificate};
 pub use tls::TlsSetupError;
 
 use crate::config::Config;
