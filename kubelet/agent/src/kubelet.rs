@@ -59,6 +59,7 @@ impl Kubelet {
         let facts = wiring::follow_facts(Arc::clone(&config), node_object.clone());
         let (finding, findings) = mpsc::unbounded_channel();
         let parts = Parts {
+            api: api.clone(),
             volumes: Volumes::new(facts.clone(), objects.clone()),
             facts,
             objects,

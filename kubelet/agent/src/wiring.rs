@@ -17,6 +17,8 @@ use crate::volumes::{MountedVolumes, Volumes};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Node, ObjectReference, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use orlop_api::Client;
 use orlop_api::events::{EventKind, EventRecorder};
 use orlop_proto::cri;
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +32,8 @@ const HOOK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The real neighbours of the pod code.
 pub(crate) struct Parts {
+    /// None in standalone mode.
+    pub(crate) api: Option<Client>,
     pub(crate) facts: SharedFacts,
     pub(crate) objects: Objects,
     pub(crate) volumes: Volumes,
@@ -48,6 +52,22 @@ impl Parts {
 
     fn mounted(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<MountedVolumes>>> {
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The runtime handler of a RuntimeClass. A pod without one has the default handler.
+    async fn handler(&self, class: &str) -> Result<String, PartError> {
+        if class.is_empty() {
+            return Ok(String::new());
+        }
+        let Some(api) = &self.api else {
+            let message =
+                format!("RuntimeClass {class:?} cannot be looked up on a node without an API server");
+            return Err(failed("FailedCreatePodSandBox", &message));
+        };
+        let path = format!("/apis/node.k8s.io/v1/runtimeclasses/{class}");
+        let found: RuntimeClass =
+            api.get(&path).await.map_err(|error| failed("FailedCreatePodSandBox", &error))?;
+        Ok(found.handler)
     }
 
     async fn container(&self, request: ContainerRequest) -> Result<cri::ContainerConfig, PartError> {
@@ -95,9 +115,8 @@ impl PodParts for Parts {
             for warning in spec.warnings {
                 self.events.emit(pod, PodEvent::warning(warning.reason, warning.message));
             }
-            // Handlers of RuntimeClasses are named like the class.
-            let runtime_handler =
-                pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.clone()).unwrap_or_default();
+            let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+            let runtime_handler = self.handler(class.unwrap_or_default()).await?;
             Ok(SandboxPlan { config: spec.config, runtime_handler })
         }
         .boxed()

@@ -1,8 +1,8 @@
 //! The state machine without I/O: events in, actions out, time as an argument.
 
 use super::*;
-use crate::pods::parts::ProbeOutcome;
-use crate::pods::runtime_state::{RunState, SandboxRecord};
+use crate::pods::parts::{ProbeKind, ProbeOutcome};
+use crate::pods::runtime_state::{ContainerRecord, RunState, SandboxRecord};
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use orlop_proto::cri;

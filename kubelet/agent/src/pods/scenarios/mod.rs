@@ -157,7 +157,7 @@ impl Node {
     fn kill_kubelet(&mut self) {
         let mut kubelet = self.kubelet.take().unwrap();
         kubelet.task.abort();
-        kubelet.executor.take().unwrap().shutdown_background();
+        kubelet.executor.take().unwrap().shutdown_timeout(Duration::from_secs(5));
     }
 
     fn write_pod(&self, name: &str, spec: Value) {
@@ -350,7 +350,8 @@ fn a_restarted_kubelet_restarts_nothing_and_keeps_readiness_until_a_probe_says_o
     node.wait("seen", || node.status("p").is_some());
     assert!(node.is_ready("p"), "the first status after the restart is already ready");
     assert_eq!(node.status("p").unwrap().start_time, began);
-    assert!(node.parts.probed.lock().unwrap().last().unwrap().seed.ready);
+    node.wait("probed again", || node.parts.probed.lock().unwrap().len() == 2);
+    assert!(node.parts.probed.lock().unwrap()[1].seed.ready);
     assert_eq!((node.runtime.count("create"), node.runtime.count("sandbox")), (1, 1));
     node.probe("c", ProbeKind::Readiness, false);
     node.wait("not ready", || !node.is_ready("p"));

@@ -101,8 +101,7 @@ async fn bring(
                 client.patch(&format!("{path}/status"), Patch::Strategic, &body).await;
             match answer {
                 Ok(_) => *written = Some((uid.to_owned(), owned)),
-                Err(error) if is_gone(&error) => return Ok(Progress::Gone),
-                Err(error) => return Err(error),
+                Err(error) => return gone_or(error, client, &path, uid).await,
             }
         }
     }
@@ -113,14 +112,29 @@ async fn bring(
         });
         return match client.delete(&path, &options).await {
             Ok(()) => Ok(Progress::Gone),
-            Err(error) if is_gone(&error) => Ok(Progress::Gone),
-            Err(error) => Err(error),
+            Err(error) => gone_or(error, client, &path, uid).await,
         };
     }
     Ok(Progress::Settled)
 }
 
-/// No such object, or another one has its name: the UID in the request did not match.
-fn is_gone(error: &ApiError) -> bool {
-    error.is_not_found() || error.is_conflict()
+/// Whether an error means that the object is gone. A conflict means so only if another object has the name by now; else
+/// somebody wrote at the same time, and the same is to be tried again.
+async fn gone_or(error: ApiError, client: &Client, path: &str, uid: &str) -> Result<Progress, ApiError> {
+    if error.is_not_found() {
+        return Ok(Progress::Gone);
+    }
+    if !error.is_conflict() {
+        return Err(error);
+    }
+    match client.get::<Pod>(path).await {
+        Ok(pod) if pod.metadata.uid.as_deref() == Some(uid) => Err(error),
+        Ok(_) => Ok(Progress::Gone),
+        Err(other) if other.is_not_found() => Ok(Progress::Gone),
+        Err(other) => Err(other),
+    }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;
