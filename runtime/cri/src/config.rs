@@ -31,10 +31,6 @@ pub struct Config {
     pub default_ulimits: Vec<Ulimit>,
     /// Never ask for an `oom_score_adj` below our own, which a process without `CAP_SYS_RESOURCE` could not set.
     pub restrict_oom_score_adj: bool,
-    /// Statically linked program that holds a shared PID namespace open: it reaps children and ends on SIGTERM.
-    pub pause_program: PathBuf,
-    /// What it is called with.
-    pub pause_args: Vec<String>,
     /// Reported to tools that compare pause images, such as kubeadm.
     pub sandbox_image: String,
     /// The streaming server's address; port 0 picks a free one.
@@ -60,8 +56,6 @@ impl Default for Config {
             runtime_version: env!("CARGO_PKG_VERSION").into(),
             default_ulimits: Vec::new(),
             restrict_oom_score_adj: false,
-            pause_program: "/usr/bin/orlop-oci".into(),
-            pause_args: vec!["pause".into()],
             sandbox_image: "registry.k8s.io/pause:3.10.2".into(),
             stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             image_root: "/var/lib/orlop/images".into(),

@@ -15,6 +15,7 @@ mod container;
 mod error;
 mod events;
 pub mod network;
+mod pause;
 mod reconcile;
 mod record;
 mod runtime;

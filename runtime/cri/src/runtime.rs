@@ -113,27 +113,18 @@ impl Runtime {
         }
     }
 
-    /// The pause program keeps its name: it may be one file that acts by what it is called.
-    pub(crate) fn pause_name(&self) -> String {
-        let name = self.config.pause_program.file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
-    }
-
-    /// A root that holds nothing but a copy of the pause program. A copy, so that no container which shares the PID
-    /// namespace could reach the host's file through `/proc`.
+    /// A root that holds nothing but the pause program.
     pub(crate) async fn pause_root(&self) -> Result<PathBuf, CriError> {
         let root = self.config.root.join("cri").join("pause");
-        let program = self.config.pause_program.clone();
-        let name = self.pause_name();
         let make = || async move {
             for directory in pause::DIRECTORIES {
                 let path = root.join(directory);
                 fs::create_dir_all(&path).map_err(|e| CriError::io("create", path, e))?;
             }
-            let target = root.join(name);
-            let bytes = fs::read(&program).map_err(|e| CriError::io("read pause program", program, e))?;
-            // Renamed into place: an older copy may be running.
-            replace_file(&target, &bytes, 0o555).map_err(|e| CriError::io("write", &target, e))?;
+            let target = root.join(pause::PROGRAM);
+            // Renamed into place: an older one may be running.
+            replace_file(&target, &crate::pause::program(), 0o555)
+                .map_err(|e| CriError::io("write", &target, e))?;
             Ok::<_, CriError>(root)
         };
         self.pause_root.get_or_try_init(make).await.cloned()

@@ -2,7 +2,7 @@
 
 use super::network::BuiltIn;
 use super::runtime::LocalRuntime;
-use crate::config::NodeConfig;
+use crate::config::{MissingControllers, NodeConfig};
 use anyhow::{Context, Result, bail};
 use orlop_kubelet::cri::Cri;
 use orlop_proto::cri::{ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
@@ -10,7 +10,10 @@ use orlop_proto::cri::{ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSa
 
 /// Stops and removes every pod, then what pods and network left in the kernel and on disk. Goes on after a failure and
 /// reports all of them.
-pub async fn run(config: &NodeConfig) -> Result<()> {
+pub async fn run(mut config: NodeConfig) -> Result<()> {
+    // No limit matters to what is about to go.
+    config.runtime.missing_controllers = Some(MissingControllers::Warn);
+    let config = &config;
     let mut failed = Vec::new();
     let mut note = |what: &str, result: Result<()>| {
         if let Err(error) = result {

@@ -36,7 +36,6 @@ impl LocalRuntime {
             state: section.state.clone(),
             cgroup_root: section.cgroup_root.clone(),
             missing_controllers: missing_controllers(section.missing_controllers),
-            pause_program: beside_this_program("orlop-oci")?,
             image_root,
             container_root,
             log_max_bytes: 10 << 20,
@@ -94,11 +93,6 @@ pub fn missing_controllers(configured: Option<MissingControllers>) -> orlop_cri:
     };
     let warn = configured.map_or_else(from_environment, |word| word == MissingControllers::Warn);
     if warn { orlop_cri::MissingControllers::Warn } else { orlop_cri::MissingControllers::Refuse }
-}
-
-fn beside_this_program(name: &str) -> Result<PathBuf> {
-    let here = std::env::current_exe().context("find this program's own file")?;
-    Ok(here.with_file_name(name))
 }
 
 /// CNI plugins as the network of sandboxes.

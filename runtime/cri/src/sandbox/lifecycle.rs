@@ -184,8 +184,6 @@ impl Runtime {
             config,
             dir: &sandbox.dir,
             rootfs: &rootfs,
-            program: &self.pause_name(),
-            arguments: &self.config.pause_args,
             own_net: options.network() != NamespaceMode::Node,
             own_ipc: options.ipc() != NamespaceMode::Node,
         });

@@ -17,15 +17,15 @@ const UNPRIVILEGED: u32 = 65_535;
 /// What the runtime mounts on.
 pub(crate) const DIRECTORIES: [&str; 2] = ["proc", "dev"];
 
+/// The program's name in its root.
+pub(crate) const PROGRAM: &str = "pause";
+
 #[derive(Debug)]
 pub(crate) struct Pause<'a> {
     pub(crate) sandbox_id: &'a str,
     pub(crate) config: &'a PodSandboxConfig,
     pub(crate) dir: &'a SandboxDir,
     pub(crate) rootfs: &'a Path,
-    /// The program's name in its root.
-    pub(crate) program: &'a str,
-    pub(crate) arguments: &'a [String],
     pub(crate) own_net: bool,
     pub(crate) own_ipc: bool,
 }
@@ -43,13 +43,11 @@ pub(crate) fn build(pause: &Pause<'_>) -> Spec {
         .set_ambient(none());
     let mut user = User::default();
     user.set_uid(UNPRIVILEGED).set_gid(UNPRIVILEGED);
-    let mut arguments = vec![format!("/{}", pause.program)];
-    arguments.extend(pause.arguments.iter().cloned());
     let mut process = Process::default();
     process
         .set_terminal(Some(false))
         .set_user(user)
-        .set_args(Some(arguments))
+        .set_args(Some(vec![format!("/{PROGRAM}")]))
         .set_env(Some(Vec::new()))
         .set_cwd("/".into())
         .set_capabilities(Some(capabilities))

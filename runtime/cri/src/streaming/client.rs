@@ -81,9 +81,17 @@ mod tests {
         async fn attach(&self, _: AttachRequest, _: StreamIo) -> Result<(), StreamError> {
             Err(StreamError::NotFound { what: "container", id: "x".into() })
         }
-        async fn port_forward(&self, _: &str, port: u16, mut io: Box<dyn AsyncReadWrite>) -> Result<(), StreamError> {
+        async fn port_forward(
+            &self,
+            _: &str,
+            port: u16,
+            mut io: Box<dyn AsyncReadWrite>,
+        ) -> Result<(), StreamError> {
             if port == 81 {
-                return Err(StreamError::Failed { operation: "reach port 81".into(), reason: "refused".into() });
+                return Err(StreamError::Failed {
+                    operation: "reach port 81".into(),
+                    reason: "refused".into(),
+                });
             }
             let mut request = [0; 4];
             io.read_exact(&mut request).await.unwrap();
@@ -107,7 +115,10 @@ mod tests {
 
     async fn read(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
         let mut text = String::new();
-        tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut text)).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut text))
+            .await
+            .unwrap()
+            .unwrap();
         text
     }
 
@@ -144,7 +155,9 @@ mod tests {
     async fn what_goes_wrong_with_a_forwarded_port_is_told_and_others_go_on() {
         let server = server().await;
         let connection =
-            connect(&server.port_forward_url(PortForwardRequest::default()).unwrap(), "portforward.k8s.io").await.unwrap();
+            connect(&server.port_forward_url(PortForwardRequest::default()).unwrap(), "portforward.k8s.io")
+                .await
+                .unwrap();
         let stream = async |kind: &str, port: u16, id: u16| {
             let headers = vec![
                 ("streamtype".to_owned(), kind.to_owned()),

@@ -14,7 +14,11 @@ pub(super) const PROTOCOLS: [&str; 1] = ["portforward.k8s.io"];
 const MAX_HALVES: usize = 128;
 
 /// Serves one client until it goes; its connections go with it.
-pub(super) async fn serve(mut connection: Connection, request: PortForwardRequest, target: Arc<dyn StreamTarget>) {
+pub(super) async fn serve(
+    mut connection: Connection,
+    request: PortForwardRequest,
+    target: Arc<dyn StreamTarget>,
+) {
     let mut halves: HashMap<String, Stream> = HashMap::new();
     let mut forwards = JoinSet::new();
     loop {
@@ -30,12 +34,18 @@ pub(super) async fn serve(mut connection: Connection, request: PortForwardReques
             }
             continue;
         };
-        let (data, error) = if stream.header("streamtype") == Some("data") { (stream, other) } else { (other, stream) };
+        let (data, error) =
+            if stream.header("streamtype") == Some("data") { (stream, other) } else { (other, stream) };
         forwards.spawn(forward(data, error, request.clone(), target.clone()));
     }
 }
 
-async fn forward(data: Stream, mut error: Stream, request: PortForwardRequest, target: Arc<dyn StreamTarget>) {
+async fn forward(
+    data: Stream,
+    mut error: Stream,
+    request: PortForwardRequest,
+    target: Arc<dyn StreamTarget>,
+) {
     let outcome = match port(&data, &request) {
         Ok(port) => target.port_forward(&request.pod_sandbox_id, port, Box::new(data)).await,
         Err(refusal) => Err(refusal),
@@ -50,7 +60,8 @@ async fn forward(data: Stream, mut error: Stream, request: PortForwardRequest, t
 fn port(data: &Stream, request: &PortForwardRequest) -> Result<u16, StreamError> {
     let text = data.header("port").unwrap_or_default();
     let failed = |reason: String| StreamError::Failed { operation: format!("forward port {text:?}"), reason };
-    let port: u16 = text.parse().ok().filter(|port| *port > 0).ok_or_else(|| failed("not a port number".to_owned()))?;
+    let port: u16 =
+        text.parse().ok().filter(|port| *port > 0).ok_or_else(|| failed("not a port number".to_owned()))?;
     if !request.port.is_empty() && !request.port.contains(&i32::from(port)) {
         return Err(failed(format!("the request was for {:?}", request.port)));
     }

@@ -87,7 +87,11 @@ async fn listen(listener: TcpListener, tokens: Arc<Mutex<Tokens>>, target: Arc<d
     }
 }
 
-async fn serve(stream: TokioIo<tokio::net::TcpStream>, tokens: Arc<Mutex<Tokens>>, target: Arc<dyn StreamTarget>) {
+async fn serve(
+    stream: TokioIo<tokio::net::TcpStream>,
+    tokens: Arc<Mutex<Tokens>>,
+    target: Arc<dyn StreamTarget>,
+) {
     let (upgrades, mut upgraded) = tokio::sync::mpsc::channel(1);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let answer = answer(&request, &tokens);
@@ -98,12 +102,17 @@ async fn serve(stream: TokioIo<tokio::net::TcpStream>, tokens: Arc<Mutex<Tokens>
         }
         async move { Ok::<_, Infallible>(answer.map_or_else(|refusal| *refusal, |(_, _, response)| response)) }
     });
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).with_upgrades();
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(stream, service).with_upgrades();
     if connection.await.is_err() {
         return;
     }
     let Ok((upgrade, pending, protocol)) = upgraded.try_recv() else { return };
-    match upgrade.await.map_err(io::Error::other).and_then(|io| Connection::new(Role::Server, TokioIo::new(io))) {
+    match upgrade
+        .await
+        .map_err(io::Error::other)
+        .and_then(|io| Connection::new(Role::Server, TokioIo::new(io)))
+    {
         Ok(connection) => stream_session(connection, pending, protocol, target).await,
         Err(error) => tracing::debug!(%error, "a streaming client went before its session began"),
     }
@@ -112,7 +121,10 @@ async fn serve(stream: TokioIo<tokio::net::TcpStream>, tokens: Arc<Mutex<Tokens>
 type Accepted = (Pending, &'static str, Response<Full<Bytes>>);
 
 /// What to answer, and what to do with the connection afterwards.
-fn answer(request: &Request<Incoming>, tokens: &Mutex<Tokens>) -> Result<Accepted, Box<Response<Full<Bytes>>>> {
+fn answer(
+    request: &Request<Incoming>,
+    tokens: &Mutex<Tokens>,
+) -> Result<Accepted, Box<Response<Full<Bytes>>>> {
     let refuse = |status: StatusCode, text: &str| {
         let mut response = Response::new(Full::new(Bytes::from(format!("{text}\n"))));
         *response.status_mut() = status;
@@ -129,7 +141,10 @@ fn answer(request: &Request<Incoming>, tokens: &Mutex<Tokens>) -> Result<Accepte
         return Err(refuse(StatusCode::BAD_REQUEST, "streams need an upgrade to SPDY/3.1"));
     }
     let Some(protocol) = negotiate(request.headers(), known) else {
-        return Err(refuse(StatusCode::FORBIDDEN, &format!("none of the offered protocols is known; known are {known:?}")));
+        return Err(refuse(
+            StatusCode::FORBIDDEN,
+            &format!("none of the offered protocols is known; known are {known:?}"),
+        ));
     };
     let Some(pending) = lock(tokens).take(token, Instant::now()) else {
         return Err(refuse(StatusCode::NOT_FOUND, "this address was used already, or its minute is over"));
@@ -162,17 +177,33 @@ fn negotiate(headers: &HeaderMap, known: &[&'static str]) -> Option<&'static str
     known.iter().find(|version| offered.contains(version)).copied()
 }
 
-async fn stream_session(connection: Connection, pending: Pending, protocol: &'static str, target: Arc<dyn StreamTarget>) {
+async fn stream_session(
+    connection: Connection,
+    pending: Pending,
+    protocol: &'static str,
+    target: Arc<dyn StreamTarget>,
+) {
     match pending {
         Pending::Exec(request) => {
-            let wanted =
-                Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
+            let wanted = Wanted {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                tty: request.tty,
+            };
             with_session(connection, protocol, wanted, async move |io| target.exec(request, io).await).await;
         }
         Pending::Attach(request) => {
-            let wanted =
-                Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
-            with_session(connection, protocol, wanted, async move |io| target.attach(request, io).await.map(|()| 0)).await;
+            let wanted = Wanted {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                tty: request.tty,
+            };
+            with_session(connection, protocol, wanted, async move |io| {
+                target.attach(request, io).await.map(|()| 0)
+            })
+            .await;
         }
         Pending::PortForward(request) => forward::serve(connection, request, target).await,
     }

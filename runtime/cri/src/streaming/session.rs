@@ -39,7 +39,11 @@ pub(super) struct Session {
 
 impl Session {
     /// Collects the streams that `wanted` names; their order is the client's choice.
-    pub(super) async fn open(mut connection: Connection, protocol: &str, wanted: Wanted) -> Option<(Self, StreamIo)> {
+    pub(super) async fn open(
+        mut connection: Connection,
+        protocol: &str,
+        wanted: Wanted,
+    ) -> Option<(Self, StreamIo)> {
         let structured_end = protocol == PROTOCOLS[0];
         let resizes = wanted.tty && (structured_end || protocol == PROTOCOLS[1]);
         let kinds = [
@@ -96,7 +100,9 @@ fn status(outcome: &Result<i32, StreamError>) -> Value {
             "message": format!("command terminated with non-zero exit code: exit status {code}"),
             "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
         }),
-        Err(error) => json!({"metadata": {}, "status": "Failure", "reason": "InternalError", "message": error.to_string(), "code": 500}),
+        Err(error) => {
+            json!({"metadata": {}, "status": "Failure", "reason": "InternalError", "message": error.to_string(), "code": 500})
+        }
     }
 }
 

@@ -23,7 +23,12 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    pub(super) fn insert(&mut self, token: String, request: Pending, now: Instant) -> Result<(), StreamError> {
+    pub(super) fn insert(
+        &mut self,
+        token: String,
+        request: Pending,
+        now: Instant,
+    ) -> Result<(), StreamError> {
         if self.pending.len() >= MAX_PENDING {
             self.pending.retain(|_, (since, _)| now.duration_since(*since) < LIFETIME);
         }

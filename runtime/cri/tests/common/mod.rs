@@ -179,8 +179,6 @@ impl Node {
             state: self.dir.path().join("run"),
             missing_controllers: MissingControllers::Warn,
             restrict_oom_score_adj: true,
-            pause_program: "/bin/busybox".into(),
-            pause_args: vec!["sleep".into(), "1000000".into()],
             image_root: self.dir.path().join("images"),
             container_root: self.dir.path().join("containers"),
             ..Config::default()

@@ -45,7 +45,11 @@ impl Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
@@ -203,7 +207,8 @@ impl Reader {
                     Head::Control { kind, fin, length } => {
                         let mut payload = BytesMut::zeroed(length);
                         read.read_exact(&mut payload).await?;
-                        let control = frame::parse_control(kind, fin, payload.freeze()).map_err(io::Error::other)?;
+                        let control =
+                            frame::parse_control(kind, fin, payload.freeze()).map_err(io::Error::other)?;
                         self.control(control).await?;
                     }
                 }
@@ -211,7 +216,13 @@ impl Reader {
         }
     }
 
-    async fn data<R: AsyncRead + Unpin>(&mut self, read: &mut R, stream: u32, fin: bool, length: usize) -> io::Result<()> {
+    async fn data<R: AsyncRead + Unpin>(
+        &mut self,
+        read: &mut R,
+        stream: u32,
+        fin: bool,
+        length: usize,
+    ) -> io::Result<()> {
         let mut left = length;
         let mut buffer = BytesMut::zeroed(left.min(CHUNK));
         while left > 0 {
@@ -325,7 +336,11 @@ async fn pump<R: AsyncRead + Unpin>(stream: u32, mut from_user: R, outgoing: mps
     }
 }
 
-async fn write_frames<W: AsyncWrite + Unpin>(mut write: W, mut encoder: Encoder, mut commands: mpsc::Receiver<Outgoing>) {
+async fn write_frames<W: AsyncWrite + Unpin>(
+    mut write: W,
+    mut encoder: Encoder,
+    mut commands: mpsc::Receiver<Outgoing>,
+) {
     while let Some(command) = commands.recv().await {
         let written = match command {
             Outgoing::Data { stream, bytes, fin } => {

@@ -31,10 +31,22 @@ pub(super) enum Head {
 /// A control frame that means something to us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Control {
-    SynStream { stream: u32, fin: bool, block: Bytes },
-    SynReply { stream: u32, fin: bool, block: Bytes },
-    Reset { stream: u32 },
-    Ping { id: u32 },
+    SynStream {
+        stream: u32,
+        fin: bool,
+        block: Bytes,
+    },
+    SynReply {
+        stream: u32,
+        fin: bool,
+        block: Bytes,
+    },
+    Reset {
+        stream: u32,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
     /// Settings, window updates, priorities: nothing follows from them here.
     Ignored,
@@ -167,17 +179,26 @@ mod tests {
     #[test]
     fn frames_we_write_are_read_back() {
         let block = Bytes::from_static(b"block");
-        assert_eq!(reread(&syn_stream(5, &block)), Control::SynStream { stream: 5, fin: false, block: block.clone() });
+        assert_eq!(
+            reread(&syn_stream(5, &block)),
+            Control::SynStream { stream: 5, fin: false, block: block.clone() }
+        );
         assert_eq!(reread(&syn_reply(7, &block)), Control::SynReply { stream: 7, fin: false, block });
         assert_eq!(reread(&reset(9, PROTOCOL_ERROR)), Control::Reset { stream: 9 });
         assert_eq!(reread(&ping(3)), Control::Ping { id: 3 });
         assert_eq!(reread(&go_away(1)), Control::GoAway);
-        assert_eq!(parse_head(data_head(11, true, 70_000)).unwrap(), Head::Data { stream: 11, fin: true, length: 70_000 });
+        assert_eq!(
+            parse_head(data_head(11, true, 70_000)).unwrap(),
+            Head::Data { stream: 11, fin: true, length: 70_000 }
+        );
     }
 
     #[test]
     fn a_syn_stream_is_laid_out_as_the_specification_draws_it() {
-        assert_eq!(&syn_stream(1, &[0xaa])[..], [0x80, 3, 0, 1, 0, 0, 0, 11, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xaa]);
+        assert_eq!(
+            &syn_stream(1, &[0xaa])[..],
+            [0x80, 3, 0, 1, 0, 0, 0, 11, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xaa]
+        );
     }
 
     #[test]

@@ -105,7 +105,9 @@ impl Decoder {
                 Ok(Status::StreamEnd) => break,
                 Ok(Status::Ok | Status::BufError) => {}
                 Err(error) if error.needs_dictionary().is_some() => {
-                    self.0.set_dictionary(&DICTIONARY).map_err(|e| HeaderError::Compression(e.to_string()))?;
+                    self.0
+                        .set_dictionary(&DICTIONARY)
+                        .map_err(|e| HeaderError::Compression(e.to_string()))?;
                 }
                 Err(error) => return Err(HeaderError::Compression(error.to_string())),
             }
@@ -153,7 +155,8 @@ mod tests {
     fn blocks_survive_the_wire_in_order() {
         let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new());
         for kind in ["error", "stdin", "stdout", "a-value-that-is-new"] {
-            let headers = vec![("streamtype".to_owned(), kind.to_owned()), ("port".to_owned(), "80".to_owned())];
+            let headers =
+                vec![("streamtype".to_owned(), kind.to_owned()), ("port".to_owned(), "80".to_owned())];
             let block = encoder.encode(&headers).unwrap();
             assert_eq!(decoder.decode(&block).unwrap(), headers);
         }
