@@ -220,7 +220,7 @@ fn containers_of_a_shared_pid_namespace_see_each_other() {
         }
         let seen = exec(&service, &second, &["/bin/ps"], 5).await.unwrap();
         let seen = String::from_utf8(seen.stdout).unwrap();
-        assert!(seen.contains("31337") && seen.contains("sleep 1000000"), "{seen}");
+        assert!(seen.contains("31337") && seen.contains("/pause"), "{seen}");
         stop(&service, &first, 0).await;
         assert_eq!(status(&service, &second).await.state(), cri::ContainerState::ContainerRunning);
         remove_sandbox(&service, &sandbox).await;
