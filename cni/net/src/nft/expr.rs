@@ -236,6 +236,19 @@ pub enum RejectKind {
     PortUnreachable,
     HostUnreachable,
     AdminProhibited,
+    /// An ICMP (or ICMPv6) "unreachable" of this code, for tables of the ip (or ip6) family.
+    Icmp { code: u8 },
+}
+
+impl RejectKind {
+    /// "Port unreachable" for tables of a single family.
+    #[must_use]
+    pub const fn port_unreachable(family: IpFamily) -> Self {
+        match family {
+            IpFamily::V4 => Self::Icmp { code: 3 },
+            IpFamily::V6 => Self::Icmp { code: 4 },
+        }
+    }
 }
 
 /// One expression.
@@ -584,6 +597,7 @@ fn encode_reject(kind: RejectKind, w: &mut Writer) {
         RejectKind::PortUnreachable => (2, Some(1)),
         RejectKind::HostUnreachable => (2, Some(2)),
         RejectKind::AdminProhibited => (2, Some(3)),
+        RejectKind::Icmp { code } => (0, Some(code)),
     };
     w.be32(1, kind);
     if let Some(code) = code {
