@@ -73,6 +73,13 @@ fn network_parts(
             }
         }));
     }
+    if config.proxy.enabled {
+        let proxy = network::proxy_config(config, node_name)?;
+        let (client, stop) = (client.clone(), shutdown.clone());
+        parts.spawn(supervise("proxy", shutdown.clone(), move || {
+            Box::pin(orlop_proxy::Proxy::run(client.clone(), proxy.clone(), stop.token()))
+        }));
+    }
     Ok(())
 }
 

@@ -41,6 +41,7 @@ impl BuiltIn {
     /// Takes away what the pod network and the overlay keep in the kernel between pods: bridge, device, rules.
     pub async fn remove(config: &NodeConfig) -> Result<()> {
         let rtnl = Rtnl::open().context("open a route socket")?;
+        orlop_proxy::Proxy::cleanup().context("remove the service rules")?;
         for name in [config.network.bridge.clone(), format!("flannel.{}", config.overlay.vni)] {
             rtnl.delete_link_by_name(&name).await.with_context(|| format!("remove interface {name}"))?;
         }
@@ -94,6 +95,21 @@ pub fn overlay_config(config: &NodeConfig) -> Result<orlop_overlay::Config> {
         public_ip: config.node_ip,
         iface: (!section.interface.is_empty()).then(|| section.interface.clone()),
         ..orlop_overlay::Config::new(net_conf)
+    })
+}
+
+/// The proxy as the configuration file describes it.
+pub fn proxy_config(config: &NodeConfig, node_name: &str) -> Result<orlop_proxy::ProxyConfig> {
+    let section = &config.proxy;
+    let cluster = section.cluster_cidr.split(',').map(str::trim).filter(|cidr| !cidr.is_empty());
+    Ok(orlop_proxy::ProxyConfig {
+        cluster_cidr: orlop_proxy::config::parse_networks("proxy.clusterCIDR", cluster)?,
+        node_port_addresses: orlop_proxy::config::node_port_addresses(&section.node_port_addresses)
+            .context("proxy.nodePortAddresses")?,
+        node_name: node_name.to_owned(),
+        node_ips: config.node_ip.into_iter().collect(),
+        healthz: Some(([0, 0, 0, 0], 10256).into()),
+        ..orlop_proxy::ProxyConfig::default()
     })
 }
 
