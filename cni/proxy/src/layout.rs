@@ -398,6 +398,10 @@ impl<'a> Layout<'a> {
             .expr(Expr::Lookup { set: Map::Allowed.name().into(), sreg: Reg(0), inverted: true })
             .verdict(Verdict::Drop);
         self.rule(batch, "firewall", ranged);
+        // To a client on this node an ICMP answer comes while its socket is still busy with sending, and the refusal
+        // would wait for the next attempt a second later; a reset is queued.
+        let reset = Rule::new().with(matches::l4proto(6)).expr(Expr::Reject(RejectKind::TcpReset));
+        self.rule(batch, "reject", reset);
         self.rule(batch, "reject", Rule::new().expr(Expr::Reject(RejectKind::port_unreachable(self.family))));
     }
 
@@ -481,14 +485,16 @@ fn remembered(keys: Keys, seconds: u32) -> [Rule; 2] {
 /// Replaces what was remembered; an update alone would keep the endpoint that is no more.
 fn remember(keys: Keys, seconds: u32) -> Vec<Expr> {
     let set = || affinity_map(keys).to_owned();
+    // The kernel wants data for every operation on a map, also where it is not looked at.
+    let data = Some(keys.result());
     vec![
         keys.client(),
-        Expr::Dynset { set: set(), op: DynsetOp::Delete, key: Reg(0), data: None, timeout_ms: None },
+        Expr::Dynset { set: set(), op: DynsetOp::Delete, key: Reg(0), data, timeout_ms: None },
         Expr::Dynset {
             set: set(),
             op: DynsetOp::Add,
             key: Reg(0),
-            data: Some(keys.result()),
+            data,
             timeout_ms: Some(milliseconds(seconds)),
         },
     ]
