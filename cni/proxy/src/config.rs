@@ -53,6 +53,8 @@ pub struct ProxyConfig {
     pub masquerade_bit: u8,
     /// The first change is applied at once, those that follow within this time together.
     pub min_sync_period: Duration,
+    /// How often to look whether the kernel still holds what was written.
+    pub audit_period: Duration,
     /// Where to serve `/healthz` and `/livez`.
     pub healthz: Option<SocketAddr>,
 }
@@ -67,6 +69,7 @@ impl Default for ProxyConfig {
             masquerade_all: false,
             masquerade_bit: 14,
             min_sync_period: Duration::from_millis(30),
+            audit_period: Duration::from_secs(3600),
             healthz: None,
         }
     }

@@ -49,7 +49,6 @@ impl Planner {
         self.applied.get(frontend)
     }
 
-    #[must_use]
     pub fn frontends(&self) -> impl Iterator<Item = &Frontend> {
         self.applied.keys()
     }

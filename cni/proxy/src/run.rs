@@ -40,8 +40,6 @@ pub enum ProxyError {
     Task(#[from] JoinError),
 }
 
-/// The slow safety net against somebody else changing our table.
-const AUDIT: Duration = Duration::from_secs(3600);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -242,7 +240,7 @@ impl Loop {
         let mut services = watch::<Service>(client, services_request());
         let mut slices = watch::<EndpointSlice>(client, slices_request());
         let mut nodes = watch::<Node>(client, node_request(&config.node_name));
-        let mut audit = Instant::now() + AUDIT;
+        let mut audit = Instant::now() + config.audit_period;
         loop {
             let wanted = self.services_listed && self.slices_listed && (self.map.is_dirty() || !self.in_step);
             tokio::select! {
@@ -251,7 +249,7 @@ impl Loop {
                 Some(event) = nodes.recv() => self.node_event(event),
                 () = sleep_until(self.not_before), if wanted => self.sync().await?,
                 () = sleep_until(audit), if self.in_step => {
-                    audit = Instant::now() + AUDIT;
+                    audit = Instant::now() + config.audit_period;
                     self.audit().await?;
                 }
                 // Watches end only with their receivers.

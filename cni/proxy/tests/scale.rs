@@ -73,7 +73,10 @@ fn a_large_cluster_is_written_in_seconds_and_changed_in_milliseconds() {
     for i in 0..20 {
         let started = Instant::now();
         map.apply_slice(slice(i * 7, ENDPOINTS - 1));
-        nft.commit(&planner.update(&map.take_changes())).unwrap();
+        let batch = planner.update(&map.take_changes());
+        let planned = started.elapsed();
+        nft.commit(&batch).unwrap();
+        println!("change {i}: planned {planned:?}, committed {:?}", started.elapsed());
         slowest = slowest.max(started.elapsed());
     }
     println!("one change: {slowest:?} at most; resident {} KiB more", resident_kib() - before);

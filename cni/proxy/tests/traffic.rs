@@ -5,6 +5,7 @@
 mod lab;
 
 use lab::*;
+use orlop_proxy::ProxyConfig;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -259,4 +260,79 @@ fn the_rules_can_be_read_and_cleanup_leaves_other_tables_alone() {
     lab.node.run(|| orlop_proxy::Proxy::cleanup().unwrap()).unwrap();
     let listing = lab.ruleset();
     assert!(listing.contains("table ip other") && !listing.contains("orlop-proxy"), "{listing}");
+}
+
+#[test]
+fn what_somebody_else_changes_in_the_table_is_put_right() {
+    let mut lab = Lab::new(1);
+    lab.api.service("a", spec(SERVICE));
+    lab.api.endpoints("a", pods(&[1], "us"));
+    lab.start(ProxyConfig { audit_period: Duration::from_millis(200), ..Lab::config() });
+    eventually("the service", || tcp(&lab.client, AT).is_ok());
+    for harm in [
+        "delete element ip orlop-proxy services { 10.96.0.10 . tcp . 80 }",
+        "add element ip orlop-proxy cluster-ips { 10.96.0.99 }",
+        "flush chain ip orlop-proxy postrouting",
+        "flush ruleset",
+    ] {
+        let whole = lab.ruleset();
+        lab.node.run(|| run("nft", &[harm])).unwrap();
+        assert_ne!(lab.ruleset(), whole);
+        eventually(harm, || lab.ruleset() == whole);
+    }
+    // And what is right is left alone: a table that is written anew has another handle.
+    let with_handles = || lab.node.run(|| run("nft", &["-a", "list", "ruleset"])).unwrap();
+    let before = with_handles();
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(with_handles(), before);
+}
+
+#[test]
+fn rules_stay_while_the_api_server_is_away() {
+    let mut lab = Lab::new(1);
+    lab.api.service("a", spec(SERVICE));
+    lab.api.endpoints("a", pods(&[1], "us"));
+    lab.api.node("us");
+    let healthz = "127.0.0.1:10256";
+    lab.start(ProxyConfig { healthz: Some(healthz.parse().unwrap()), ..Lab::config() });
+    eventually("the service", || tcp(&lab.client, AT).is_ok());
+    let healthy = || {
+        let answer = lab.node.run(|| run("curl", &["-si", &format!("http://{healthz}/healthz")])).unwrap();
+        answer.contains("200 OK") && answer.contains("lastUpdated")
+    };
+    eventually("health", healthy);
+    let rules = lab.ruleset();
+    lab.api.stop();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(tcp(&lab.client, AT).is_ok());
+    assert_eq!(lab.ruleset(), rules);
+}
+
+#[test]
+fn both_families_are_served_each_by_its_own_endpoints() {
+    let mut lab = Lab::new(2);
+    lab.add_ipv6();
+    let mut dual = with_node_ports("Cluster");
+    dual["clusterIPs"] = json!([SERVICE, "fd00:96::10"]);
+    dual["sessionAffinity"] = "ClientIP".into();
+    lab.api.service("a", dual);
+    lab.api.endpoints("a", pods(&[1], "us"));
+    lab.api.ipv6_endpoints("a", json!([{"addresses": ["fd00:1:2::2"], "nodeName": "us"}]));
+    let node_ips = vec![address(NODE), address("fd00:c::1")];
+    let cluster_cidr = vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()];
+    lab.start(ProxyConfig { node_ips, cluster_cidr, ..Lab::config() });
+    eventually("the service", || tcp(&lab.client, AT).is_ok_and(|answer| answer.0 == 1));
+    let masqueraded = (2, address("fd00:1:2::1"));
+    for at in ["[fd00:96::10]:80", "[fd00:c::1]:30080"] {
+        for _ in 0..3 {
+            assert_eq!(tcp(&lab.client, at).unwrap(), masqueraded, "{at}");
+        }
+    }
+    assert_eq!(tcp(&lab.pods[0], "[fd00:96::10]:80").unwrap(), (2, address("fd00:1:1::2")));
+    assert_eq!(tcp(&lab.pods[1], "[fd00:96::10]:80").unwrap(), masqueraded);
+    lab.api.ipv6_endpoints("a", json!([]));
+    eventually("the refusal", || {
+        tcp(&lab.client, "[fd00:96::10]:80").is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
+    assert!(tcp(&lab.client, AT).is_ok());
 }

@@ -5,10 +5,12 @@ use crate::select::Place;
 use orlop_net::nft::Op;
 use proptest::prelude::*;
 
+type Elements = HashMap<(Value, Option<RangeEnd>), Option<ElementData>>;
+
 /// The elements of a kernel that takes batches, and as strict as it.
 #[derive(Debug, Default, PartialEq)]
 struct Kernel {
-    sets: HashMap<(String, String), HashMap<(Value, Option<RangeEnd>), Option<ElementData>>>,
+    sets: HashMap<(String, String), Elements>,
     chains: BTreeSet<(String, String)>,
 }
 

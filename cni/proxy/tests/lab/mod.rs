@@ -121,6 +121,20 @@ impl Lab {
         }
     }
 
+    /// Gives the node fd00:c::1, the client fd00:c::2 and pod i fd00:1:i::2.
+    pub(crate) fn add_ipv6(&self) {
+        self.node.run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap()).unwrap();
+        let join = |device: &str, net: &str, peer: &Netns| {
+            ip(&self.node, &[&format!("addr add {net}::1/64 dev {device} nodad")]);
+            let address = format!("addr add {net}::2/64 dev eth0 nodad");
+            ip(peer, &[&address, &format!("route add default via {net}::1")]);
+        };
+        join("client", "fd00:c:0:0", &self.client);
+        for (i, pod) in (1..).zip(&self.pods) {
+            join(&format!("pod{i}"), &format!("fd00:1:{i}:0"), pod);
+        }
+    }
+
     pub(crate) fn start(&mut self, config: ProxyConfig) {
         let stop = CancellationToken::new();
         let (told, address, node) = (stop.clone(), self.api.address, self.node.as_fd().try_clone_to_owned());
@@ -176,12 +190,12 @@ pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 
 /// Answers with the pod's number and the client's address, then echoes.
 fn serve_tcp(pod: &Netns, number: usize) {
-    let listener = pod.run(|| TcpListener::bind(("0.0.0.0", POD_PORT)).unwrap()).unwrap();
+    let listener = pod.run(|| TcpListener::bind(("::", POD_PORT)).unwrap()).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             std::thread::spawn(move || {
-                let peer = stream.peer_addr()?.ip();
+                let peer = stream.peer_addr()?.ip().to_canonical();
                 writeln!(stream, "{number} {peer}")?;
                 let mut buffer = [0; 100];
                 loop {
@@ -288,6 +302,11 @@ impl Api {
         Self { address, state, stop }
     }
 
+    /// It refuses connections from now on.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
     fn change(&self, collection: &str, mut object: Value, kind: &str) {
         let mut version = self.state.version.lock().unwrap();
         *version += 1;
@@ -308,6 +327,11 @@ impl Api {
         self.change("services", service(name, spec), "MODIFIED");
     }
 
+    /// The proxy's own node.
+    pub(crate) fn node(&self, name: &str) {
+        self.change("nodes", json!({"metadata": {"name": name}}), "MODIFIED");
+    }
+
     pub(crate) fn delete_service(&self, name: &str) {
         self.change("services", service(name, json!({})), "DELETED");
     }
@@ -315,10 +339,18 @@ impl Api {
     pub(crate) fn endpoints(&self, name: &str, endpoints: Value) {
         self.change("endpointslices", slice(name, endpoints), "MODIFIED");
     }
+
+    pub(crate) fn ipv6_endpoints(&self, name: &str, endpoints: Value) {
+        let mut slice = slice(name, endpoints);
+        slice["metadata"]["name"] = format!("{name}-6").into();
+        slice["addressType"] = "IPv6".into();
+        self.change("endpointslices", slice, "MODIFIED");
+    }
 }
 
 pub(crate) fn service(name: &str, spec: Value) -> Value {
-    let status = spec.get("lb").map_or(json!({}), |ip| json!({"loadBalancer": {"ingress": [{"ip": ip}]}}));
+    let status =
+        spec.get("lb").map_or_else(|| json!({}), |ip| json!({"loadBalancer": {"ingress": [{"ip": ip}]}}));
     json!({"metadata": {"name": name, "namespace": "test"}, "spec": spec, "status": status})
 }
 
