@@ -4,6 +4,7 @@
 //! plane runs, and nodes that each have their own network, mount and cgroup namespace. Dropping it takes everything
 //! away again: processes, cgroups, namespaces, mounts and files.
 
+pub mod bench;
 pub mod cluster;
 pub mod control_plane;
 pub mod image;

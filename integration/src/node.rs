@@ -96,6 +96,12 @@ impl Node {
         self.folder.join("etc/config.yaml")
     }
 
+    /// The node's cgroup, as the machine sees it.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
     /// The process whose namespaces are the node.
     pub fn holder_pid(&self) -> Result<u32> {
         Ok(self.holder.as_ref().context("the node has been purged")?.pid())
@@ -122,7 +128,7 @@ impl Node {
     }
 
     pub fn start_keeper(&mut self) -> Result<()> {
-        let mut keeper = self.service("orlop-keeper", "keeper", &[])?;
+        let mut keeper = self.service(&ours("orlop-keeper")?, "keeper", &[])?;
         let socket = self.folder.join("run/orlop/keeper.sock");
         wait::until("the keeper's socket", Duration::from_secs(10), || {
             keeper.check_alive()?;
@@ -134,11 +140,12 @@ impl Node {
 
     pub fn start_agent(&mut self) -> Result<()> {
         let config = self.config_path().display().to_string();
-        self.agent = Some(self.service("orlop", "agent", &["node", "--config", &config])?);
+        self.agent = Some(self.service(&ours("orlop")?, "agent", &["node", "--config", &config])?);
         Ok(())
     }
 
-    fn service(&self, program: &str, cgroup: &str, arguments: &[&str]) -> Result<Background> {
+    /// Starts a program on the node in a cgroup of its own; its log is named after the cgroup.
+    pub fn service(&self, program: &Path, cgroup: &str, arguments: &[&str]) -> Result<Background> {
         let mut command = self.command("sh")?;
         command.env("ORLOP_MISSING_CONTROLLERS", "warn");
         command.args([
@@ -146,8 +153,8 @@ impl Node {
             "mkdir -p /sys/fs/cgroup/$0 && echo $$ > /sys/fs/cgroup/$0/cgroup.procs && exec \"$@\"",
             cgroup,
         ]);
-        command.arg(ours(program)?).args(arguments);
-        Background::spawn(program, &self.folder.join(format!("{cgroup}.log")), command)
+        command.arg(program).args(arguments);
+        Background::spawn(cgroup, &self.folder.join(format!("{cgroup}.log")), command)
     }
 
     pub fn agent(&mut self) -> Result<&mut Background> {
