@@ -237,7 +237,9 @@ pub enum RejectKind {
     HostUnreachable,
     AdminProhibited,
     /// An ICMP (or ICMPv6) "unreachable" of this code, for tables of the ip (or ip6) family.
-    Icmp { code: u8 },
+    Icmp {
+        code: u8,
+    },
 }
 
 impl RejectKind {

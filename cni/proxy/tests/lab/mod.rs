@@ -130,6 +130,7 @@ impl Lab {
             ip(peer, &[&address, &format!("route add default via {net}::1")]);
         };
         join("client", "fd00:c:0:0", &self.client);
+        ip(&self.node, &["route add default via fd00:c::2"]);
         for (i, pod) in (1..).zip(&self.pods) {
             join(&format!("pod{i}"), &format!("fd00:1:{i}:0"), pod);
         }
