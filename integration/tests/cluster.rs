@@ -54,7 +54,7 @@ fn a_deployment_spreads_and_its_service_answers_across_nodes(lab: &mut Lab, kube
             "2",
             "-O",
             "-",
-            &format!("http://{address}/passwd"),
+            &format!("http://{address}:80/passwd"),
         ])?;
         ensure!(answer.contains("root:x:0:0"), "answered {answer:?}");
         Ok(())
@@ -104,6 +104,8 @@ fn people_reach_into_pods(kubectl: &Kubectl) -> Result<()> {
         .map(|e| e.to_string())
         .unwrap_or_default();
     ensure!(failed.contains("exit code 7"), "{failed}");
+    let killed = kubectl.run(&["exec", "shell", "--", "sh", "-c", "kill -9 $$"]).err();
+    ensure!(killed.is_some_and(|e| e.to_string().contains("exit code 137")), "a killed command must tell so");
     let upper = kubectl.feed(&["exec", "-i", "shell", "--", "sh", "-c", "tr a-z A-Z || cat"], "abc")?;
     ensure!(upper.to_uppercase() == "ABC", "{upper:?}");
     let tty =

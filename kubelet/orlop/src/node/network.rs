@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use orlop_cni::{Attach, Config, PodNetwork};
 use orlop_cri::network::{NetworkError, NetworkRequest, Protocol, SandboxNetwork};
+use orlop_net::nft::{Batch, NftSocket};
 use orlop_net::rtnl::Rtnl;
 use orlop_overlay::NetConf;
 use std::net::IpAddr;
@@ -12,6 +13,9 @@ use tonic::async_trait;
 
 /// What VXLAN adds to every packet over IPv4.
 const ENCAPSULATION: u32 = 50;
+
+/// How the names of all our nftables tables begin.
+const OUR_TABLES: &str = "orlop-";
 
 /// [`PodNetwork`] as a [`SandboxNetwork`].
 #[derive(Debug)]
@@ -38,14 +42,20 @@ impl BuiltIn {
 }
 
 impl BuiltIn {
-    /// Takes away what the pod network and the overlay keep in the kernel between pods: bridge, device, rules.
+    /// Takes away what pod network, overlay and proxy keep in the kernel between pods: interfaces and rules.
     pub async fn remove(config: &NodeConfig) -> Result<()> {
         let rtnl = Rtnl::open().context("open a route socket")?;
-        orlop_proxy::Proxy::cleanup().context("remove the service rules")?;
         for name in [config.network.bridge.clone(), format!("flannel.{}", config.overlay.vni)] {
             rtnl.delete_link_by_name(&name).await.with_context(|| format!("remove interface {name}"))?;
         }
-        Ok(())
+        let mut rules = NftSocket::open().context("open an nftables socket")?;
+        let mut batch = Batch::default();
+        for found in rules.tables().context("list nftables tables")? {
+            if found.table.name.starts_with(OUR_TABLES) {
+                batch.destroy_table(&found.table);
+            }
+        }
+        rules.commit(&batch).context("remove our nftables tables")
     }
 }
 

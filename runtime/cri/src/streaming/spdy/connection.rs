@@ -74,16 +74,14 @@ enum Outgoing {
     Data { stream: u32, bytes: Bytes, fin: bool },
     Reset { stream: u32, status: u32 },
     Ping { id: u32 },
-    GoAway { last: u32 },
 }
 
-/// A running connection. Dropping it closes everything at once; see [`Connection::finish`] for the polite way.
+/// A running connection. Dropping it closes everything at once; see [`Connection::finish`] for the way that loses nothing.
 #[derive(Debug)]
 pub struct Connection {
     accepted: mpsc::Receiver<Stream>,
     opener: mpsc::Sender<(Headers, DuplexStream)>,
     closed: CancellationToken,
-    goodbye: mpsc::Sender<Outgoing>,
     writer: Option<tokio::task::JoinHandle<()>>,
     _reader: AbortOnDropHandle<()>,
 }
@@ -105,7 +103,7 @@ impl Connection {
             last_peer_stream: 0,
             next_stream: if role == Role::Client { 1 } else { 2 },
             accept,
-            outgoing: outgoing.clone(),
+            outgoing,
         };
         let over = closed.clone();
         let reader = tokio::spawn(async move {
@@ -115,14 +113,7 @@ impl Connection {
             }
             over.cancel();
         });
-        Ok(Self {
-            accepted,
-            opener,
-            closed,
-            goodbye: outgoing,
-            writer: Some(writer),
-            _reader: AbortOnDropHandle::new(reader),
-        })
+        Ok(Self { accepted, opener, closed, writer: Some(writer), _reader: AbortOnDropHandle::new(reader) })
     }
 
     /// The next stream the peer opens; none when it has gone.
@@ -143,15 +134,10 @@ impl Connection {
         self.closed.clone()
     }
 
-    /// Says goodbye when everything written before has gone out, and waits until the peer hangs up too, at most `patience`.
-    pub async fn finish(mut self, patience: std::time::Duration) {
-        // The peer may be gone; then there is nobody to say goodbye to.
-        let _gone = self.goodbye.send(Outgoing::GoAway { last: 0 }).await;
-        let closed = self.closed();
-        let _late = tokio::time::timeout(patience, closed.cancelled()).await;
-        if let Some(writer) = self.writer.take() {
-            writer.abort();
-        }
+    /// Lets what was written go out: waits until the peer, having read it all, hangs up, at most `patience`. There is no
+    /// GOAWAY before that: peers take it as leave to stop reading.
+    pub async fn finish(self, patience: std::time::Duration) {
+        let _late = tokio::time::timeout(patience, self.closed.cancelled()).await;
     }
 }
 
@@ -373,7 +359,6 @@ fn encode(encoder: &mut Encoder, command: Outgoing) -> Result<Bytes, super::head
         Outgoing::Reply { stream } => frame::syn_reply(stream, &encoder.encode(&Vec::new())?),
         Outgoing::Reset { stream, status } => frame::reset(stream, status),
         Outgoing::Ping { id } => frame::ping(id),
-        Outgoing::GoAway { last } => frame::go_away(last),
         Outgoing::Data { stream, bytes, fin } => {
             let mut frame = BytesMut::from(&frame::data_head(stream, fin, bytes.len())[..]);
             frame.extend_from_slice(&bytes);

@@ -149,13 +149,6 @@ pub(super) fn ping(id: u32) -> Bytes {
     frame.freeze()
 }
 
-pub(super) fn go_away(last_stream: u32) -> Bytes {
-    let mut frame = control(GOAWAY, 0, 8);
-    frame.put_u32(last_stream);
-    frame.put_u32(0);
-    frame.freeze()
-}
-
 pub(super) fn data_head(stream: u32, fin: bool, length: usize) -> [u8; HEAD] {
     let mut head = [0; HEAD];
     let mut rest = &mut head[..];
@@ -186,7 +179,6 @@ mod tests {
         assert_eq!(reread(&syn_reply(7, &block)), Control::SynReply { stream: 7, fin: false, block });
         assert_eq!(reread(&reset(9, PROTOCOL_ERROR)), Control::Reset { stream: 9 });
         assert_eq!(reread(&ping(3)), Control::Ping { id: 3 });
-        assert_eq!(reread(&go_away(1)), Control::GoAway);
         assert_eq!(
             parse_head(data_head(11, true, 70_000)).unwrap(),
             Head::Data { stream: 11, fin: true, length: 70_000 }
