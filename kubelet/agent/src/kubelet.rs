@@ -30,6 +30,7 @@ pub struct Kubelet {
     context: Arc<Context>,
     services: Services,
     directory: PodDirectory,
+    prober: Prober,
     node: NodeManager,
     findings: mpsc::UnboundedReceiver<ProbeEvent>,
 }
@@ -58,12 +59,13 @@ impl Kubelet {
             api.clone().map_or_else(Objects::none, |client| Objects::new(Arc::new(ApiSource::new(client))));
         let facts = wiring::follow_facts(Arc::clone(&config), node_object.clone());
         let (finding, findings) = mpsc::unbounded_channel();
+        let prober = Prober::new(cri.clone(), finding);
         let parts = Parts {
             api: api.clone(),
             volumes: Volumes::new(facts.clone(), objects.clone()),
             facts,
             objects,
-            prober: Prober::new(cri.clone(), finding),
+            prober: prober.clone(),
             cri: cri.clone(),
             events: events.clone(),
             directory: directory.clone(),
@@ -85,7 +87,7 @@ impl Kubelet {
             parts: Arc::new(parts),
             images: Arc::new(images),
         };
-        Self { context, services, directory, node, findings }
+        Self { context, services, directory, prober, node, findings }
     }
 
     #[must_use]
@@ -99,6 +101,12 @@ impl Kubelet {
         self.directory.clone()
     }
 
+    /// What runs the probes, for their metrics.
+    #[must_use]
+    pub fn prober(&self) -> Prober {
+        self.prober.clone()
+    }
+
     #[must_use]
     pub fn node(&self) -> NodeHandle {
         self.node.handle()
@@ -106,7 +114,7 @@ impl Kubelet {
 
     /// Runs until told to stop. No container is touched by stopping.
     pub async fn run(self, shutdown: Shutdown) {
-        let Self { context, services, directory, node, findings } = self;
+        let Self { context, services, directory, node, findings, .. } = self;
         let (outcome, outcomes) = mpsc::channel(PROBE_QUEUE);
         let relay = wiring::relay_probes(findings, outcome, directory.clone(), context.events.clone());
         let pods = Box::pin(manager::run(services, directory, outcomes));

@@ -113,7 +113,12 @@ impl PodDirectory {
         })
     }
 
-    pub(super) fn publish(&self, pod: &Pod, status: &PodStatus, runtime: &PodRuntime) {
+    /// Looks at every pod and what it has in the runtime.
+    pub(crate) fn visit(&self, mut look: impl FnMut(&Pod, &PodRuntime)) {
+        self.read(|entries| entries.values().for_each(|entry| look(&entry.pod, &entry.runtime)));
+    }
+
+    pub(crate) fn publish(&self, pod: &Pod, status: &PodStatus, runtime: &PodRuntime) {
         let mut status = status.clone();
         let foreign = pod.status.iter().flat_map(|told| told.conditions.iter().flatten());
         let foreign = foreign.filter(|condition| !super::status::is_owned(&condition.type_)).cloned();

@@ -4,6 +4,7 @@
 //! a result means is decided by [`ProbeState`], without I/O; what is worth telling goes to the pod as [`ProbeEvent`]s:
 //! every crossing of a threshold, and every failure (for its event). Successes that change nothing are not told.
 
+mod counts;
 pub(crate) mod exec;
 mod grpc;
 pub(crate) mod http_client;
@@ -11,12 +12,14 @@ mod state;
 mod target;
 mod worker;
 
+pub(crate) use counts::ProbeCount;
 pub(crate) use exec::Ended;
 pub use state::{Outcome, ProbeKind, ProbeState, Thresholds, Transition};
 pub(crate) use target::HttpTarget;
 pub use target::TargetError;
 
 use crate::cri::Cri;
+use counts::Counts;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -79,13 +82,20 @@ struct Inner {
 
 struct Probed {
     pod_uid: String,
-    tasks: Vec<(ProbeKind, AbortHandle)>,
+    container: String,
+    tasks: Vec<Task>,
+}
+
+struct Task {
+    kind: ProbeKind,
+    counts: Arc<Counts>,
+    handle: AbortHandle,
 }
 
 impl Drop for Probed {
     fn drop(&mut self) {
-        for (_, task) in &self.tasks {
-            task.abort();
+        for task in &self.tasks {
+            task.handle.abort();
         }
     }
 }
@@ -128,6 +138,7 @@ impl Prober {
             if kind == ProbeKind::Startup && seed.started {
                 continue;
             }
+            let counts = Arc::<Counts>::default();
             let job = worker::Job {
                 cri: self.inner.cri.clone(),
                 events: self.inner.events.clone(),
@@ -141,11 +152,13 @@ impl Prober {
                 prober_age: self.inner.since.elapsed(),
                 started: Arc::clone(&started),
                 gate: gate.clone(),
+                counts: Arc::clone(&counts),
             };
-            tasks.push((kind, tokio::spawn(job.run()).abort_handle()));
+            tasks.push(Task { kind, counts, handle: tokio::spawn(job.run()).abort_handle() });
         }
         if !tasks.is_empty() {
-            running.insert(container_id.to_owned(), Probed { pod_uid, tasks });
+            let container = container.name.clone();
+            running.insert(container_id.to_owned(), Probed { pod_uid, container, tasks });
         }
     }
 
@@ -157,14 +170,23 @@ impl Prober {
     /// A pod is being terminated: nothing shall be killed for its health any more. Readiness goes on.
     pub fn terminating(&self, pod_uid: &str) {
         for probed in self.running().values_mut().filter(|probed| probed.pod_uid == pod_uid) {
-            probed.tasks.retain(|(kind, task)| {
-                let keep = *kind == ProbeKind::Readiness;
+            probed.tasks.retain(|task| {
+                let keep = task.kind == ProbeKind::Readiness;
                 if !keep {
-                    task.abort();
+                    task.handle.abort();
                 }
                 keep
             });
         }
+    }
+
+    /// What the probes of containers that exist have found so far.
+    pub(crate) fn counts(&self) -> Vec<ProbeCount> {
+        let running = self.running();
+        let all = running.values().flat_map(|probed| {
+            probed.tasks.iter().map(|task| task.counts.read(&probed.pod_uid, &probed.container, task.kind))
+        });
+        all.collect()
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<String, Probed>> {

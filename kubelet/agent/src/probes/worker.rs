@@ -1,6 +1,7 @@
 //! One probe's task.
 
 use crate::cri::Cri;
+use crate::probes::counts::Counts;
 use crate::probes::exec::{self, Ended};
 use crate::probes::state::{Outcome, ProbeKind, ProbeState, Transition};
 use crate::probes::target::{Address, HttpTarget, TargetError, host, port};
@@ -34,6 +35,7 @@ pub(super) struct Job {
     /// Set by the startup probe's success.
     pub(super) started: Arc<watch::Sender<bool>>,
     pub(super) gate: watch::Receiver<bool>,
+    pub(super) counts: Arc<Counts>,
 }
 
 impl Job {
@@ -57,6 +59,7 @@ impl Job {
         loop {
             ticks.tick().await;
             let outcome = self.probe_with_retries().await;
+            self.counts.add(&outcome);
             let transition = state.record(&outcome);
             if transition == Some(Transition::Started) {
                 self.started.send_replace(true);

@@ -3,6 +3,7 @@
 use super::body::{self, Body, json, text};
 use super::logs::{self, LogOptions, OptionsError};
 use super::route::{Route, Target};
+use super::stats::Extent;
 use super::{Parts, node_logs, stats, stream};
 use crate::pods::directory::{ContainerHandle, LookupError, PodKey};
 use http::{Request, Response, StatusCode};
@@ -62,7 +63,7 @@ pub(super) async fn answer(parts: &Parts, route: Route, request: Request<Incomin
         Route::Pods => Ok(json(&pod_list(parts))),
         Route::RunningPods => running_pods(parts).await,
         Route::Configz => Ok(json(&json!({"kubeletconfig": parts.config.raw}))),
-        Route::Summary => stats::summary(parts).await.map_err(Into::into),
+        Route::Summary => stats::summary(parts, extent(&query)).await.map_err(Into::into),
         Route::Metrics => Ok(stats::metrics(parts)),
         Route::MetricsResource => stats::resource_metrics(parts).await.map_err(Into::into),
         Route::MetricsCadvisor => stats::container_metrics(parts).await.map_err(Into::into),
@@ -84,6 +85,11 @@ fn query_pairs(query: &str) -> Vec<(String, String)> {
 
 fn values<'a>(query: &'a [(String, String)], key: &'a str) -> impl Iterator<Item = &'a str> {
     query.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
+}
+
+fn extent(query: &[(String, String)]) -> Extent {
+    let only = values(query, "only_cpu_and_memory").any(|value| value == "true" || value == "1");
+    if only { Extent::CpuAndMemory } else { Extent::Everything }
 }
 
 fn is_set(query: &[(String, String)], keys: [&str; 2]) -> bool {

@@ -18,11 +18,13 @@ mod tls;
 
 pub use auth::{AccessTtl, AuthConfig};
 pub use certificate::{CertificateError, serving_certificate};
+pub use stats::Statistics;
 pub use tls::TlsSetupError;
 
 use crate::config::Config;
 use crate::cri::Cri;
 use crate::pods::directory::PodDirectory;
+use crate::probes::Prober;
 use crate::shutdown::Shutdown;
 use attributes::Attributes;
 use auth::{Auth, Refusal};
@@ -36,6 +38,7 @@ use orlop_api::Client;
 use orlop_api::credentials::CertificateSlot;
 use route::Route;
 use rustls_pki_types::CertificateDer;
+use stats::Door;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -70,6 +73,8 @@ pub struct Parts {
     pub api: Option<Client>,
     pub pods: PodDirectory,
     pub certificate: Arc<CertificateSlot>,
+    pub prober: Prober,
+    pub statistics: Statistics,
 }
 
 /// The listeners, bound: a port that is taken is found out before the node says it is ready.
@@ -208,6 +213,7 @@ async fn guarded(
     certificate: Option<&CertificateDer<'_>>,
     request: Request<Incoming>,
 ) -> Response<Body> {
+    let _counted = parts.statistics.requests.begin(Door::Main, request.method(), request.uri().path());
     let attributes = Attributes::of(request.method(), request.uri().path());
     match auth.check(certificate, request.headers(), &attributes).await {
         Ok(()) => {}
@@ -230,7 +236,10 @@ async fn serve_plain(stream: TcpStream, parts: Arc<Parts>, only_health: bool) {
     let service = service_fn(move |request: Request<Incoming>| {
         let parts = parts.clone();
         async move {
-            let route = Route::of(request.uri().path());
+            let path = request.uri().path();
+            let route = Route::of(path);
+            let requests = &parts.statistics.requests;
+            let _counted = (!only_health).then(|| requests.begin(Door::ReadOnly, request.method(), path));
             let open = if only_health { route == Route::Healthz } else { route.is_read_only() };
             let reads = matches!(*request.method(), Method::GET | Method::HEAD);
             Ok::<_, Infallible>(match (open, reads) {

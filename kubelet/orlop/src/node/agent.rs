@@ -7,7 +7,7 @@ use orlop_api::certificates::{Bootstrap, CertificateStore, Purpose, Rotation, Si
 use orlop_kubelet::Kubelet;
 use orlop_kubelet::config::{self, Config, KubeletConfiguration, KubeletFlags};
 use orlop_kubelet::cri::Cri;
-use orlop_kubelet::server::{Parts, Server, serving_certificate};
+use orlop_kubelet::server::{Parts, Server, Statistics, serving_certificate};
 use orlop_kubelet::shutdown::Shutdown;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -60,8 +60,15 @@ pub async fn start(request: Request, cri: Cri, shutdown: &Shutdown) -> Result<Ag
     let client = join(&config, shutdown).await?;
     let certificate = serving_certificate(&config, client.as_ref(), addresses(&config), shutdown)?;
     let kubelet = Kubelet::new(config.clone(), client.clone(), cri.clone());
-    let parts =
-        Parts { config: config.clone(), cri, api: client.clone(), pods: kubelet.directory(), certificate };
+    let parts = Parts {
+        config: config.clone(),
+        cri,
+        api: client.clone(),
+        pods: kubelet.directory(),
+        certificate,
+        prober: kubelet.prober(),
+        statistics: Statistics::default(),
+    };
     let server = Server::bind(parts).await?;
     Ok(Agent { node_name: config.node_name.clone(), client, kubelet, server })
 }
