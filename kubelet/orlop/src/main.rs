@@ -12,7 +12,7 @@ mod node;
 use anyhow::{Context, Result};
 use clap::Parser;
 use cli::{Cli, Command, NodeArgs, PlaceArgs};
-use commands::{NodeSocket, containers, images, logs};
+use commands::{NodeSocket, containers, exec, images, logs};
 use config::NodeConfig;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -41,7 +41,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo { port } => small_runtime()?.block_on(demo::serve(port))?,
         Command::Node(args) => node_runtime()?.block_on(Box::pin(node::run(args.config()?)))?,
         Command::Purge { config } => node_runtime()?.block_on(Box::pin(async {
-            node::purge::run(&NodeConfig::read(&config)?).await
+            node::purge::run(NodeConfig::read(&config)?).await
         }))?,
         command => return small_runtime()?.block_on(talk(command)),
     }
@@ -79,6 +79,12 @@ async fn talk(command: Command) -> Result<ExitCode> {
             let container =
                 node.find_container(&which.name, which.container.as_deref(), which.namespace.as_deref()).await?;
             logs::logs(node, container, logs::Options { follow, timestamps, tail }).await?;
+        }
+        Command::Exec { which, stdin, tty, command, node } => {
+            let mut node = NodeSocket::connect(&node.endpoint).await?;
+            let container =
+                node.find_container(&which.name, which.container.as_deref(), which.namespace.as_deref()).await?;
+            return exec::exec(node, container, command, exec::Options { stdin, tty }).await;
         }
         _ => unreachable!("every other command is handled before"),
     }

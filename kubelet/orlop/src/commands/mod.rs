@@ -1,9 +1,11 @@
 //! What a person does at the node. Every command talks to the node's CRI socket, so it works on whatever answers there.
 
 pub mod containers;
+pub(crate) mod exec;
 pub mod images;
 pub mod logs;
 pub mod table;
+mod terminal;
 
 use anyhow::{Context, Result, bail};
 use orlop_proto::cri::image_service_client::ImageServiceClient;
