@@ -1,5 +1,9 @@
 //! The orlop program: reads the command line and starts what it names.
 
+// A program has no callers outside; `pub` says what a module offers to the others.
+#![allow(unreachable_pub)]
+
+mod alone;
 mod check;
 mod cli;
 mod commands;
@@ -8,18 +12,21 @@ mod demo;
 mod install;
 mod log;
 mod node;
+mod up;
 
+use alone::kubelet::flags::{self, Invocation};
 use anyhow::{Context, Result};
 use clap::Parser;
 use cli::{Cli, Command, NodeArgs, PlaceArgs};
 use commands::{NodeSocket, containers, exec, images, logs};
 use config::NodeConfig;
+use log::LogFormat;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(cli::arguments(std::env::args_os()));
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -30,6 +37,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    // Its own parser has a say in how it logs.
+    if let Command::Kubelet(args) = cli.command {
+        return kubelet(args.flags, &cli.log, cli.log_format);
+    }
     log::start(&cli.log, cli.log_format)?;
     match cli.command {
         Command::Check { config } => {
@@ -40,10 +51,26 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Uninstall { places, purge } => install::uninstall(&places.into(), purge)?,
         Command::Demo { port } => small_runtime()?.block_on(demo::serve(port))?,
         Command::Node(args) => node_runtime()?.block_on(Box::pin(node::run(args.config()?)))?,
+        Command::Up(args) => up::run(args, node_runtime()?, &small_runtime()?)?,
+        Command::Cri(args) => node_runtime()?.block_on(Box::pin(alone::cri::run(args)))?,
+        Command::Proxy(args) => node_runtime()?.block_on(Box::pin(alone::proxy::run(args)))?,
+        Command::Overlay(args) => node_runtime()?.block_on(Box::pin(alone::overlay::run(args)))?,
         Command::Purge { config } => node_runtime()?.block_on(Box::pin(async {
             node::purge::run(NodeConfig::read(&config)?).await
         }))?,
         command => return small_runtime()?.block_on(talk(command)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn kubelet(arguments: Vec<String>, log: &str, format: LogFormat) -> Result<ExitCode> {
+    match flags::parse(arguments)? {
+        Invocation::Help => print!("{}", flags::help()),
+        Invocation::Version => println!("Kubernetes {}", orlop_kubelet::node::KUBELET_VERSION),
+        Invocation::Run(invoked) => {
+            log::start(invoked.log.as_deref().unwrap_or(log), invoked.log_format.unwrap_or(format))?;
+            node_runtime()?.block_on(Box::pin(alone::kubelet::run(*invoked)))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

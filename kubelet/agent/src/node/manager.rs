@@ -102,7 +102,10 @@ impl NodeManager {
 
     async fn work(self, shutdown: Shutdown) {
         let mut collector = Collector::new(self.cri.clone());
-        let Some(client) = self.client.clone() else { return self.standalone(collector).await };
+        let Some(client) = self.client.clone() else {
+            tokio::join!(Box::pin(self.standalone(collector)), Box::pin(self.apply_pod_cidrs()));
+            return;
+        };
         let node = self.register(&client, &mut collector).await;
         let uid = node.metadata.uid.clone();
         let boot = node.status.as_ref().and_then(|s| s.node_info.as_ref()).map(|i| i.boot_id.clone());

@@ -1,6 +1,6 @@
 //! The kubelet of this process: identity, pods, node object, HTTP server.
 
-use crate::config::NodeConfig;
+use crate::config::{MissingControllers, NodeConfig};
 use anyhow::{Context, Result};
 use orlop_api::Client;
 use orlop_api::certificates::{Bootstrap, CertificateStore, Purpose, Rotation, Sink};
@@ -18,6 +18,8 @@ use tokio::sync::watch;
 pub struct Request {
     pub flags: KubeletFlags,
     pub file: KubeletConfiguration,
+    /// The environment's word when absent.
+    pub missing_controllers: Option<MissingControllers>,
 }
 
 impl Request {
@@ -31,7 +33,7 @@ impl Request {
             node_ip: config.node_ip.map(|ip| ip.to_string()),
             ..KubeletFlags::default()
         };
-        Ok(Self { flags, file })
+        Ok(Self { flags, file, missing_controllers: config.runtime.missing_controllers })
     }
 }
 
@@ -53,7 +55,14 @@ impl Agent {
 
 /// Joins the cluster, if there is one, and binds the listeners.
 pub async fn start(request: Request, cri: Cri, shutdown: &Shutdown) -> Result<Agent> {
-    let config = Arc::new(config::resolve(&request.flags, request.file)?);
+    let mut config = config::resolve(&request.flags, request.file)?;
+    if let Some(word) = request.missing_controllers {
+        config.settings.missing_controllers = match word {
+            MissingControllers::Refuse => orlop_kubelet::context::MissingControllers::Refuse,
+            MissingControllers::Warn => orlop_kubelet::context::MissingControllers::Warn,
+        };
+    }
+    let config = Arc::new(config);
     for key in &config.inactive {
         tracing::warn!(key, "this setting has no effect in this version");
     }

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod network;
+pub mod proxy;
 pub mod purge;
 pub mod runtime;
 mod supervise;
@@ -23,7 +24,18 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs until told to stop. No container is touched by stopping.
 pub async fn run(config: NodeConfig) -> Result<()> {
+    let request = agent::Request::of_node(&config)?;
     let shutdown = stop_on_signals()?;
+    run_with(config, request, shutdown, || ready("the node")).await
+}
+
+/// As [`run`], for callers that put the kubelet's part together themselves. `started` is called when everything runs.
+pub async fn run_with(
+    config: NodeConfig,
+    request: agent::Request,
+    shutdown: Shutdown,
+    started: impl FnOnce(),
+) -> Result<()> {
     let joined = config.kubeconfig.is_some();
     let network = pod_network(&config, joined).await?;
     let runtime = LocalRuntime::open(&config.runtime, network).await?;
@@ -31,12 +43,12 @@ pub async fn run(config: NodeConfig) -> Result<()> {
     let serving = runtime.serve(shutdown.clone());
 
     let cri = Cri::new(runtime.service.runtime_server(), runtime.service.image_server());
-    let agent = agent::start(agent::Request::of_node(&config)?, cri, &shutdown).await?;
+    let agent = agent::start(request, cri, &shutdown).await?;
     let mut parts = tokio::task::JoinSet::new();
     if let Some(client) = &agent.client {
         network_parts(&config, &agent.node_name, client, &shutdown, &mut parts)?;
     }
-    ready();
+    started();
     tokio::select! {
         served = serving => served.context("the CRI server ended")??,
         () = agent.run(shutdown.clone()) => {}
@@ -80,6 +92,15 @@ fn network_parts(
             Box::pin(orlop_proxy::Proxy::run(client.clone(), proxy.clone(), stop.token()))
         }));
     }
+    if config.proxy.enabled {
+        let settings = proxy::settings(config, node_name)?;
+        let (client, stop) = (client.clone(), shutdown.token());
+        parts.spawn(supervise("proxy", shutdown.clone(), move || {
+            let running = proxy::run(client.clone(), settings.clone(), stop.clone());
+            // The whole chain on one line.
+            async move { running.await.map_err(|error| format!("{error:#}")) }
+        }));
+    }
     Ok(())
 }
 
@@ -93,16 +114,16 @@ pub fn stop_on_signals() -> Result<Shutdown> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("asked to stop; containers go on");
+        tracing::info!("asked to stop");
         told.trigger();
     });
     Ok(shutdown)
 }
 
 /// Tells systemd, if it started us, that we are up.
-pub fn ready() {
+pub fn ready(what: &str) {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "no service manager to tell");
     }
-    tracing::info!("the node is up");
+    tracing::info!("{what} is up");
 }

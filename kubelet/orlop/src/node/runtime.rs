@@ -1,7 +1,7 @@
 //! The container runtime of this process: image store, keeper, CRI service.
 
 use crate::config::{MissingControllers, RuntimeSection};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use orlop_cri::network::SandboxNetwork;
 use orlop_cri::network::Conflist;
 use orlop_cri::{Config, CriService, ServeError};
@@ -10,6 +10,7 @@ use orlop_keeper::client::Keeper;
 use orlop_kubelet::shutdown::Shutdown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 /// Opened and in agreement with keeper and kernel.
@@ -23,6 +24,11 @@ pub struct LocalRuntime {
 
 impl LocalRuntime {
     pub async fn open(section: &RuntimeSection, network: Arc<dyn SandboxNetwork>) -> Result<Self> {
+        let socket: PathBuf = section.listen.trim_start_matches("unix://").into();
+        // Two on the same records would undo each other's work.
+        if UnixStream::connect(&socket).await.is_ok() {
+            bail!("another runtime answers at {}: stop it first (systemctl stop orlop)", socket.display());
+        }
         let keeper = Keeper::connect(&section.keeper_socket).await?;
         let images = orlop_image::Config {
             registry_config_dir: section.registry_config_dir.clone(),
@@ -45,20 +51,19 @@ impl LocalRuntime {
         let service = Box::pin(CriService::open(config, keeper, images.clone(), network))
             .await
             .context("open the container runtime")?;
-        let socket = section.listen.trim_start_matches("unix://").into();
         Ok(Self { service, images, socket, preload: section.preload_dir.clone() })
     }
 
     /// Imports what lies in the preload folder. One bad archive keeps no other image from being there.
     pub async fn preload(&self) {
         let Some(folder) = &self.preload else { return };
-        let entries = match std::fs::read_dir(folder) {
-            Ok(entries) => entries,
+        let archives = match archives(folder) {
+            Ok(archives) => archives,
             Err(error) => {
                 return tracing::warn!(folder = %folder.display(), %error, "cannot read the folder of images to preload");
             }
         };
-        for path in entries.flatten().map(|entry| entry.path()) {
+        for path in archives {
             match self.images.import(&path, None).await {
                 Ok(images) => {
                     let names: Vec<_> = images.iter().flat_map(|image| &image.repo_tags).collect();
@@ -86,6 +91,16 @@ impl LocalRuntime {
     }
 }
 
+/// What is to be imported: the path itself if it is an archive or an OCI layout, or else what lies in it.
+fn archives(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if path.is_file() || path.join("oci-layout").exists() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found: Vec<PathBuf> = std::fs::read_dir(path)?.flatten().map(|entry| entry.path()).collect();
+    found.sort();
+    Ok(found)
+}
+
 /// The configuration's word, or else the environment's.
 pub fn missing_controllers(configured: Option<MissingControllers>) -> orlop_cri::MissingControllers {
     let from_environment = || {
@@ -100,4 +115,23 @@ pub fn conflist(conf_dir: &Path, bin_dir: &Path, root: &Path) -> Result<Arc<dyn 
     let conflist = Conflist::open(conf_dir.to_owned(), vec![bin_dir.to_owned()], root.join("cni"))
         .with_context(|| format!("read CNI configurations from {}", conf_dir.display()))?;
     Ok(Arc::new(conflist))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_a_layout_and_a_folder_of_them_are_told_apart() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (layout, archive) = (folder.path().join("a"), folder.path().join("b.tar"));
+        std::fs::create_dir(&layout)?;
+        std::fs::write(layout.join("oci-layout"), "{}")?;
+        std::fs::write(&archive, "")?;
+        assert_eq!(archives(&layout)?, [layout.clone()]);
+        assert_eq!(archives(&archive)?, [archive.clone()]);
+        assert_eq!(archives(folder.path())?, [layout, archive]);
+        assert!(archives(Path::new("/nonexistent")).is_err());
+        Ok(())
+    }
 }
