@@ -5,7 +5,7 @@ use super::cgroup::Group;
 use super::convert;
 use super::host::{Host, Process};
 use super::model::{
-    Container, Cpu, Fs, Memory, Moment, Node, Pod, PodRef, Processes, Runtime, Summary, Volume,
+    Container, Cpu, Fs, Memory, Moment, Node, Pod, PodRef, Processes, Runtime, Summary, Swap, Volume,
 };
 use super::runtime::{self, ContainerUsage, PodUsage};
 use super::sample::Round;
@@ -167,10 +167,10 @@ fn pod(usage: &PodUsage, extent: Extent, now: i64, round: &mut Round<'_>) -> Pod
     }
 }
 
-fn sum_of_swap(containers: &[Container]) -> Option<super::model::Swap> {
+fn sum_of_swap(containers: &[Container]) -> Option<Swap> {
     let used = containers.iter().filter_map(|container| container.swap.as_ref()?.swap_usage_bytes);
     let time = containers.iter().find_map(|container| Some(container.swap.as_ref()?.time))?;
-    Some(super::model::Swap { time, swap_usage_bytes: Some(used.sum()), swap_available_bytes: None })
+    Some(Swap { time, swap_usage_bytes: Some(used.sum()), swap_available_bytes: None })
 }
 
 fn pod_container(container: &ContainerUsage, extent: Extent, round: &mut Round<'_>) -> Container {
@@ -188,6 +188,7 @@ fn pod_container(container: &ContainerUsage, extent: Extent, round: &mut Round<'
 
 /// What lies on disk.
 struct Disk {
+    now: i64,
     root: Option<Fs>,
     images: Option<Fs>,
     containers: Option<Fs>,
@@ -217,6 +218,7 @@ impl Disk {
         let file_systems = file_systems.map(tonic::Response::into_inner).unwrap_or_default();
         let (images, containers) = image_file_systems(&file_systems, now);
         Self {
+            now,
             root: storage::file_system(&settings.root_dir, now),
             images,
             containers,
@@ -232,27 +234,25 @@ impl Disk {
         for (at, (container, shown)) in usage.containers.iter().zip(&mut pod.containers).enumerate() {
             let layer = container.usage.writable_layer.as_ref();
             let layer = layer.map(|layer| (layer.timestamp, used(layer)));
-            shown.rootfs = layer.and_then(|(at, used)| within(self.containers.as_ref(), at, Some(used)));
+            shown.rootfs = layer.map(|(at, used)| within(self.containers.as_ref(), at, Some(used)));
             let logs = files.logs.get(at).copied().flatten();
-            let time = pod.start_time.0.max(self.root.as_ref().map_or(0, |root| root.time.0));
-            shown.logs = logs.and_then(|logs| within(self.root.as_ref(), time, Some(logs)));
+            shown.logs = logs.map(|logs| within(self.root.as_ref(), self.now, Some(logs)));
             let parts = layer.map(|(_, used)| used).into_iter().chain(logs);
             total = parts.fold(total, Used::plus);
         }
         let mut volumes = Vec::new();
         for volume in &files.volumes {
             let fs = match &volume.files {
-                Files::Mounted(fs) => Some(fs.clone()),
+                Files::Mounted(fs) => fs.clone(),
                 Files::Within(used) => {
                     total = total.plus(used.unwrap_or_default());
-                    within(self.root.as_ref(), self.root.as_ref().map_or(0, |root| root.time.0), *used)
+                    within(self.root.as_ref(), self.now, *used)
                 }
             };
-            volumes.extend(fs.map(|fs| Volume { fs, name: volume.name.clone() }));
+            volumes.push(Volume { fs, name: volume.name.clone() });
         }
         pod.volume = Some(volumes).filter(|volumes| !volumes.is_empty());
-        let time = self.root.as_ref().map_or(0, |root| root.time.0);
-        pod.ephemeral_storage = within(self.root.as_ref(), time, Some(total));
+        pod.ephemeral_storage = Some(within(self.root.as_ref(), self.now, Some(total)));
     }
 }
 
@@ -262,14 +262,14 @@ fn used(usage: &FilesystemUsage) -> Used {
 }
 
 /// A part of a file system: the whole's size, the part's use.
-fn within(whole: Option<&Fs>, time: i64, used: Option<Used>) -> Option<Fs> {
+fn within(whole: Option<&Fs>, time: i64, used: Option<Used>) -> Fs {
     let whole = whole.cloned().unwrap_or_default();
-    Some(Fs {
+    Fs {
         time: Moment(time),
         used_bytes: used.map(|used| used.bytes),
         inodes_used: used.map(|used| used.inodes),
         ..whole
-    })
+    }
 }
 
 /// Of images and of containers' layers. One file system serves for both unless the runtime says otherwise.
@@ -278,7 +278,7 @@ fn image_file_systems(told: &ImageFsInfoResponse, now: i64) -> (Option<Fs>, Opti
         let usage = usage?;
         let mountpoint = &usage.fs_id.as_ref()?.mountpoint;
         let whole = storage::file_system(Path::new(mountpoint), now)?;
-        within(Some(&whole), usage.timestamp, Some(used(usage)))
+        Some(within(Some(&whole), usage.timestamp, Some(used(usage))))
     };
     let images = one(told.image_filesystems.first());
     let containers = one(told.container_filesystems.first()).or_else(|| images.clone());

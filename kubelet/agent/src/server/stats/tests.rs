@@ -63,6 +63,7 @@ struct Node {
     root: PathBuf,
     runtime: FakeRuntime,
     parts: Parts,
+    _findings: tokio::sync::mpsc::UnboundedReceiver<crate::probes::ProbeEvent>,
 }
 
 fn write(root: &Path, files: &[(&str, &str)]) {
@@ -111,7 +112,7 @@ impl Node {
             };
             pods.publish(&pod, &status, &PodRuntime { sandboxes: vec![sandbox], containers: Vec::new() });
         }
-        let (finding, _findings) = tokio::sync::mpsc::unbounded_channel();
+        let (finding, findings) = tokio::sync::mpsc::unbounded_channel();
         let parts = Parts {
             config: Arc::new(config),
             cri: runtime.cri(),
@@ -121,7 +122,7 @@ impl Node {
             prober: Prober::new(runtime.cri(), finding),
             statistics: Statistics::below(root.clone()),
         };
-        Self { _folder: folder, root, runtime, parts }
+        Self { _folder: folder, root, runtime, parts, _findings: findings }
     }
 
     async fn summary(&self, extent: Extent, now: i64) -> Value {
@@ -496,4 +497,47 @@ async fn the_kubelet_tells_about_itself() {
     assert_eq!(value("process_open_fds", &[]), "1");
     assert_eq!(value("process_start_time_seconds", &[]), (NEW_YEAR + 5).to_string());
     assert_eq!(value("kubernetes_build_info", &[("git_version", crate::node::KUBELET_VERSION)]), "1");
+}
+
+#[tokio::test]
+async fn probes_are_counted_by_their_results() {
+    let node = Node::new();
+    let mut pod = pod("u1", "Running");
+    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+    let container = json!({"name": "main", "livenessProbe": probe});
+    pod.spec.as_mut().unwrap().containers = vec![serde_json::from_value(container).unwrap()];
+    node.parts.prober.start(&pod, "main", "c-new", None, crate::probes::Seed::default());
+    let counted = async {
+        loop {
+            let samples = scrape(probe_metrics(&node.parts)).await;
+            if !samples.is_empty() {
+                return samples;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let samples = tokio::time::timeout(std::time::Duration::from_secs(10), counted).await.unwrap();
+    // This runtime cannot run commands, which says nothing about the container.
+    let labels = [
+        ("container", "main"),
+        ("namespace", "ns"),
+        ("pod", "pod-u1"),
+        ("pod_uid", "u1"),
+        ("probe_type", "Liveness"),
+        ("result", "unknown"),
+    ];
+    assert!(one(&samples, "prober_probe_total", &labels).value >= 1.0);
+    node.parts.prober.stop("c-new");
+    assert_eq!(scrape(probe_metrics(&node.parts)).await, []);
+}
+
+#[test]
+fn this_machine_writes_its_files_as_they_are_read_here() {
+    let host = host::Host(Path::new("/"));
+    let (process, memory) = (host.process().unwrap(), host.memory(0).unwrap());
+    assert!(process.resident > 0 && process.open_files.unwrap() > 2 && process.most_files.unwrap() > 2);
+    assert!((0..now()).contains(&(process.started - S)), "{process:?}");
+    assert!(memory.working_set_bytes.unwrap() <= memory.usage_bytes.unwrap());
+    assert!(host.cpu_time().unwrap() > 0 && host.boot_time().unwrap() < now());
+    assert!(host.rlimit(0).unwrap().curproc.unwrap() > 0);
 }
