@@ -18,7 +18,7 @@ fn traces(node: &Node) -> Result<Vec<(&'static str, String)>> {
         ("rules", shell("nft list ruleset")?),
         (
             "namespaces and sandboxes",
-            shell("ls /run/orlop/sandboxes /run/orlop/bundles 2>/dev/null || true")?,
+            shell("find /run/orlop/sandboxes /run/orlop/bundles -mindepth 1 2>/dev/null || true")?,
         ),
         ("leases", shell("find /var/lib/orlop/network -type f 2>/dev/null | grep -v lock || true")?),
         ("pods' folders", shell("ls /var/lib/kubelet/pods 2>/dev/null || true")?),
