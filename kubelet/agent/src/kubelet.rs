@@ -7,7 +7,7 @@ use crate::node::{NodeHandle, NodeManager};
 use crate::objects::{ApiSource, Objects};
 use crate::pods::credentials::Keyring;
 use crate::pods::directory::PodDirectory;
-use crate::pods::events::Events;
+use crate::pods::events::{Echo, Events};
 use crate::pods::executor::Services;
 use crate::pods::images::ImageManager;
 use crate::pods::manager;
@@ -48,15 +48,17 @@ impl Kubelet {
             EventRecorder::start(client, "kubelet", &config.node_name, limits)
         });
         let events = match &api {
-            Some(_) => Events::new(Arc::new(Recorder(recorder.clone()))),
+            Some(_) => Events::new(Arc::new(Recorder { recorder: recorder.clone(), echo: Echo::default() })),
             None => Events::log_only(),
         };
         let (node, node_object) = NodeManager::new(Arc::clone(&config), api.clone(), cri.clone(), recorder);
         let settings = config.settings.clone();
         let runtime = RuntimeClient::new(cri.clone(), settings.runtime_request_timeout);
         let directory = PodDirectory::default();
-        let objects =
-            api.clone().map_or_else(Objects::none, |client| Objects::new(Arc::new(ApiSource::new(client))));
+        let services_file = settings.root_dir.join("services.json");
+        let objects = api.clone().map_or_else(Objects::none, |client| {
+            Objects::remembering(Arc::new(ApiSource::new(client)), services_file)
+        });
         let facts = wiring::follow_facts(Arc::clone(&config), node_object.clone());
         let (finding, findings) = mpsc::unbounded_channel();
         let prober = Prober::new(cri.clone(), finding);

@@ -6,7 +6,7 @@ use crate::hooks::{self, HookTarget};
 use crate::node::Machine;
 use crate::objects::Objects;
 use crate::pods::directory::PodDirectory;
-use crate::pods::events::{EventSink, Events, PodEvent, Severity};
+use crate::pods::events::{Echo, EventSink, Events, PodEvent, Severity};
 use crate::pods::parts::{
     ContainerKind, ContainerRequest, PartError, PodParts, ProbeKind, ProbeOutcome, ProbeTarget, SandboxPlan,
 };
@@ -24,7 +24,7 @@ use orlop_proto::cri;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 /// A hook that runs longer has hung; a shorter limit is set by whoever waits for it.
@@ -149,6 +149,16 @@ impl PodParts for Parts {
         .boxed()
     }
 
+    fn remove<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), PartError>> {
+        async move {
+            self.volumes.remove(pod_uid).await.map_err(|error| failed(error.reason(), &error))?;
+            self.objects.unregister(pod_uid);
+            self.mounted().remove(pod_uid);
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn hook<'a>(
         &'a self,
         pod: &'a Arc<Pod>,
@@ -176,6 +186,10 @@ impl PodParts for Parts {
     fn stop_probes(&self, container_id: &str) {
         self.prober.stop(container_id);
     }
+
+    fn terminate_probes(&self, pod_uid: &str) {
+        self.prober.terminating(pod_uid);
+    }
 }
 
 /// Takes the prober's findings to the pods' tasks, and tells of failures.
@@ -202,6 +216,10 @@ pub(crate) async fn relay_probes(
                 probes::ProbeKind::Readiness => ProbeKind::Readiness,
             },
             healthy: matches!(transition, Transition::Started | Transition::Ready),
+            grace_seconds: match transition {
+                Transition::Kill { grace_seconds } => grace_seconds,
+                Transition::Started | Transition::Ready | Transition::NotReady => None,
+            },
         };
         if outcomes.send(outcome).await.is_err() {
             return;
@@ -210,10 +228,14 @@ pub(crate) async fn relay_probes(
 }
 
 /// Pods' events as events of the API, and in our log.
-pub(crate) struct Recorder(pub(crate) EventRecorder);
+pub(crate) struct Recorder {
+    pub(crate) recorder: EventRecorder,
+    pub(crate) echo: Echo,
+}
 
 impl EventSink for Recorder {
     fn emit(&self, pod: &Pod, event: PodEvent) {
+        self.echo.tell(pod, &event, Instant::now());
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -227,7 +249,7 @@ impl EventSink for Recorder {
             Severity::Normal => EventKind::Normal,
             Severity::Warning => EventKind::Warning,
         };
-        self.0.event(&about, kind, event.reason, &event.message);
+        self.recorder.event(&about, kind, event.reason, &event.message);
     }
 }
 

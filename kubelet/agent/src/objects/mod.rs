@@ -2,10 +2,11 @@
 //!
 //! Each referenced ConfigMap and Secret has a watch of its own (the node authorizer allows a node no other form), held as
 //! long as a pod refers to it. What was read once stays readable while the API server is gone, so containers can be
-//! restarted without it. Immutable objects are read once and not watched.
+//! restarted without it; Services even by an agent that was restarted without it. Immutable objects are read once and not watched.
 
 mod references;
 mod services;
+mod services_memory;
 mod source;
 mod store;
 mod tokens;
@@ -17,6 +18,7 @@ pub use tokens::{Token, TokenKey};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
@@ -60,11 +62,21 @@ impl Objects {
     /// Must be called within a tokio runtime: the watch of Services starts at once.
     #[must_use]
     pub fn new(source: Arc<dyn Source>) -> Self {
+        Self::with(source, None)
+    }
+
+    /// Also writes the Services down in a file, and starts from that while the API server is silent.
+    #[must_use]
+    pub fn remembering(source: Arc<dyn Source>, services_file: PathBuf) -> Self {
+        Self::with(source, Some(services_file))
+    }
+
+    fn with(source: Arc<dyn Source>, services_file: Option<PathBuf>) -> Self {
         let changes = broadcast::channel(CHANGES).0;
         let inner = Inner {
             config_maps: Store::new(Kind::ConfigMap, Arc::clone(&source), changes.clone()),
             secrets: Store::new(Kind::Secret, Arc::clone(&source), changes.clone()),
-            services: services::Services::new(source.as_ref()),
+            services: services::Services::new(source.as_ref(), services_file),
             tokens: tokens::Tokens::new(source),
             changes,
         };

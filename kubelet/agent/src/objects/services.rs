@@ -1,10 +1,12 @@
 //! The Services of the cluster, as far as environment variables need them.
 
+use crate::objects::services_memory;
 use crate::objects::source::Source;
 use orlop_api::watch::WatchEvent;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +22,7 @@ pub struct ServiceFacts {
     pub ports: Vec<ServicePort>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     #[serde(default)]
     pub name: String,
@@ -60,10 +62,12 @@ impl<'de> Deserialize<'de> for ServiceFacts {
     }
 }
 
-type Known = Option<Arc<Vec<ServiceFacts>>>;
+pub(super) type Known = Option<Arc<Vec<ServiceFacts>>>;
 
 pub(super) struct Services {
     known: watch::Receiver<Known>,
+    /// As an earlier life knew them, for as long as the API server has not told.
+    remembered: Known,
     task: AbortHandle,
 }
 
@@ -74,20 +78,27 @@ impl Drop for Services {
 }
 
 impl Services {
-    pub(super) fn new(source: &dyn Source) -> Self {
+    /// With a file, the Services are written down there, and read from there while the API server is silent.
+    pub(super) fn new(source: &dyn Source, file: Option<PathBuf>) -> Self {
         let (sender, known) = watch::channel(None);
+        let remembered = file.as_deref().and_then(services_memory::load).map(Arc::new);
+        if let Some(file) = file {
+            tokio::spawn(services_memory::keep(file, known.clone()));
+        }
         let task = tokio::spawn(follow(source.services(), sender)).abort_handle();
-        Self { known, task }
+        Self { known, remembered, task }
     }
 
     pub(super) fn now(&self) -> Known {
-        self.known.borrow().clone()
+        let fresh = self.known.borrow().clone();
+        fresh.or_else(|| self.remembered.clone())
     }
 
     pub(super) async fn all(&self, patience: Duration) -> Known {
         let mut known = self.known.clone();
         let first = tokio::time::timeout(patience, known.wait_for(Option::is_some)).await;
-        first.ok()?.ok()?.clone()
+        let fresh = first.ok().and_then(Result::ok).and_then(|known| known.clone());
+        fresh.or_else(|| self.remembered.clone())
     }
 }
 

@@ -98,6 +98,9 @@ impl Source for ApiSource {
             let path = format!("/api/v1/namespaces/{}/{collection}/{}", key.namespace, key.name);
             match self.client.get::<serde::de::IgnoredAny>(&path).await {
                 Ok(_) => "its watch has not delivered it yet".to_owned(),
+                Err(error) if error.is_retryable() => format!(
+                    "{error}; its contents are not kept on this node, so what needs them waits for the API server"
+                ),
                 Err(error) => error.to_string(),
             }
         })

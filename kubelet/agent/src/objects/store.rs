@@ -114,7 +114,10 @@ impl<T: Watched> Store<T> {
         let key = ObjectKey { kind: self.kind, namespace: namespace.to_owned(), name: name.to_owned() };
         let cause = tokio::time::timeout(patience, self.source.explain(&key))
             .await
-            .unwrap_or_else(|_| "the API server does not answer".to_owned());
+            .unwrap_or_else(|_| {
+                "the API server does not answer; its contents are not kept on this node, so what needs them waits for it"
+                    .to_owned()
+            });
         Err(ObjectError::Unavailable { key, cause })
     }
 

@@ -3,9 +3,10 @@
 //! Plain files below a mounted cgroup v2 tree. The plan (which file gets which value) is computed first and is tested
 //! without a kernel. Where a controller is missing, the plan's limits for it are refused or left out, as configured.
 
-use super::parts::ContainerKind;
-use super::qos::{Qos, limit, qos_class, request};
+use super::machine::is_sidecar;
 use crate::context::{MissingControllers, Settings};
+use crate::podspec::qos::{self, Qos};
+use crate::podspec::quantity::Amount;
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use std::collections::BTreeMap;
 use std::io;
@@ -45,17 +46,17 @@ pub fn pod_path(settings: &Settings, qos: Qos, uid: &str) -> String {
 #[must_use]
 pub fn plan(settings: &Settings, pod: &Pod) -> BTreeMap<&'static str, String> {
     let needs = Needs::of(pod);
-    let qos = qos_class(pod);
+    let class = qos::qos(pod);
     let mut files = BTreeMap::new();
-    let shares = if qos == Qos::BestEffort { 2 } else { shares(needs.cpu_request) };
+    let shares = if class == Qos::BestEffort { 2 } else { shares(needs.cpu_request) };
     files.insert("cpu.weight", weight(shares).to_string());
-    if let Some(milli) = needs.cpu_limit.filter(|_| settings.cpu_cfs_quota) {
+    if let Some(limit) = needs.cpu_limit.filter(|_| settings.cpu_cfs_quota) {
         let period = i128::try_from(settings.cpu_cfs_quota_period.as_micros()).unwrap_or(100_000);
-        let quota = (milli * period / 1000).max(1000);
+        let quota = (i128::from(limit.milli()) * period / 1000).max(1000);
         files.insert("cpu.max", format!("{quota} {period}"));
     }
-    if let Some(milli_bytes) = needs.memory_limit {
-        files.insert("memory.max", (milli_bytes / 1000).to_string());
+    if let Some(limit) = needs.memory_limit {
+        files.insert("memory.max", limit.value().to_string());
     }
     if let Some(pids) = settings.pod_pids_limit {
         files.insert("pids.max", pids.to_string());
@@ -63,45 +64,38 @@ pub fn plan(settings: &Settings, pod: &Pod) -> BTreeMap<&'static str, String> {
     files
 }
 
-/// A pod's resources as a whole, in thousandths. A limit stands only when every container has one.
+/// A pod's resources as a whole. A limit stands only when every container has one.
 struct Needs {
-    cpu_request: i128,
-    cpu_limit: Option<i128>,
-    memory_limit: Option<i128>,
+    cpu_request: Amount,
+    cpu_limit: Option<Amount>,
+    memory_limit: Option<Amount>,
 }
 
 impl Needs {
     fn of(pod: &Pod) -> Self {
-        let empty = ResourceRequirements::default();
         let Some(spec) = pod.spec.as_ref() else {
-            return Self { cpu_request: 0, cpu_limit: None, memory_limit: None };
+            return Self { cpu_request: Amount::ZERO, cpu_limit: None, memory_limit: None };
         };
-        let mut mains: Vec<(&ResourceRequirements, ContainerKind)> = Vec::new();
-        let mut inits: Vec<&ResourceRequirements> = Vec::new();
-        for container in spec.init_containers.iter().flatten() {
-            let resources = container.resources.as_ref().unwrap_or(&empty);
-            if container.restart_policy.as_deref() == Some("Always") {
-                mains.push((resources, ContainerKind::Init));
-            } else {
-                inits.push(resources);
-            }
-        }
-        mains.extend(
-            spec.containers.iter().map(|c| (c.resources.as_ref().unwrap_or(&empty), ContainerKind::Main)),
-        );
+        let (sidecars, inits): (Vec<_>, Vec<_>) =
+            spec.init_containers.iter().flatten().partition(|container| is_sidecar(container));
+        let mains: Vec<Option<&ResourceRequirements>> =
+            sidecars.into_iter().chain(&spec.containers).map(|c| c.resources.as_ref()).collect();
+        let inits: Vec<_> = inits.into_iter().map(|c| c.resources.as_ref()).collect();
         let pod_level = spec.resources.as_ref();
         let sum_limit = |name: &str| {
-            if let Some(own) = pod_level.and_then(|resources| limit(resources, name)) {
+            if let Some(own) = limit(pod_level, name) {
                 return Some(own);
             }
-            let sum: i128 = mains.iter().map(|(r, _)| limit(r, name)).sum::<Option<i128>>()?;
-            let largest = inits.iter().map(|r| limit(r, name)).collect::<Option<Vec<_>>>()?.into_iter().max();
-            Some(sum.max(largest.unwrap_or(0)))
+            let all = mains.iter().map(|r| limit(*r, name));
+            let sum = all.reduce(|sum, one| Some(sum? + one?)).flatten()?;
+            let largest =
+                inits.iter().map(|r| limit(*r, name)).collect::<Option<Vec<_>>>()?.into_iter().max();
+            Some(sum.max(largest.unwrap_or_default()))
         };
-        let wanted = |r: &ResourceRequirements| request(r, "cpu").or_else(|| limit(r, "cpu")).unwrap_or(0);
-        let sum: i128 = mains.iter().map(|(r, _)| wanted(r)).sum();
-        let largest = inits.iter().map(|r| wanted(r)).max().unwrap_or(0);
-        let own_request = pod_level.and_then(|r| request(r, "cpu").or_else(|| limit(r, "cpu")));
+        let wanted = |resources| qos::request(resources, "cpu");
+        let sum = mains.iter().map(|r| wanted(*r)).fold(Amount::ZERO, |sum, one| sum + one);
+        let largest = inits.iter().map(|r| wanted(*r)).max().unwrap_or_default();
+        let own_request = Some(wanted(pod_level)).filter(|own| own.is_positive());
         Self {
             cpu_request: own_request.unwrap_or_else(|| sum.max(largest)),
             cpu_limit: sum_limit("cpu"),
@@ -110,8 +104,13 @@ impl Needs {
     }
 }
 
-fn shares(milli_cpu: i128) -> i128 {
-    (milli_cpu * 1024 / 1000).clamp(2, 262_144)
+/// Zero counts as no limit.
+fn limit(resources: Option<&ResourceRequirements>, name: &str) -> Option<Amount> {
+    Some(qos::limit(resources, name)).filter(|limit| limit.is_positive())
+}
+
+fn shares(cpu: Amount) -> i128 {
+    (i128::from(cpu.milli()) * 1024 / 1000).clamp(2, 262_144)
 }
 
 /// cgroup v1 shares on the scale of v2, as kubelets have always converted them.
@@ -125,7 +124,7 @@ pub fn create(settings: &Settings, pod: &Pod) -> Result<(), CgroupError> {
         return Ok(());
     }
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let relative = pod_path(settings, qos_class(pod), uid);
+    let relative = pod_path(settings, qos::qos(pod), uid);
     let mut path = settings.cgroup_mount.clone();
     let mut parts: Vec<&str> = relative.split('/').filter(|part| !part.is_empty()).collect();
     let leaf = parts.pop().unwrap_or_default();

@@ -118,15 +118,18 @@ impl PodDirectory {
         self.read(|entries| entries.values().for_each(|entry| look(&entry.pod, &entry.runtime)));
     }
 
-    pub(crate) fn publish(&self, pod: &Pod, status: &PodStatus, runtime: &PodRuntime) {
+    /// Gives the pod as it is shown from now on.
+    pub(crate) fn publish(&self, pod: &Pod, status: &PodStatus, runtime: &PodRuntime) -> Arc<Pod> {
         let mut status = status.clone();
         let foreign = pod.status.iter().flat_map(|told| told.conditions.iter().flatten());
         let foreign = foreign.filter(|condition| !super::status::is_owned(&condition.type_)).cloned();
         status.conditions.get_or_insert_default().extend(foreign);
         let shown = Pod { metadata: pod.metadata.clone(), spec: pod.spec.clone(), status: Some(status) };
         let uid = labels::identity(pod).2.to_owned();
-        let entry = Entry { pod: Arc::new(shown), runtime: runtime.clone() };
+        let shown = Arc::new(shown);
+        let entry = Entry { pod: Arc::clone(&shown), runtime: runtime.clone() };
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(uid, entry);
+        shown
     }
 
     pub(super) fn forget(&self, uid: &str) {

@@ -1,8 +1,11 @@
 //! Events about pods, as `kubectl describe` shows them.
 
 use k8s_openapi::api::core::v1::Pod;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Whether an event tells of the ordinary course or of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +98,77 @@ impl EventSink for LogSink {
         let PodEvent { severity, reason, message, field_path } = event;
         let part = field_path.unwrap_or_default();
         match severity {
+            // These the log tells anyway, with more about them.
+            Severity::Normal if matches!(reason, "Created" | "Started") => {
+                tracing::debug!(pod = name, namespace, part, reason, "{message}");
+            }
             Severity::Normal => tracing::info!(pod = name, namespace, part, reason, "{message}"),
             Severity::Warning => tracing::warn!(pod = name, namespace, part, reason, "{message}"),
         }
+    }
+}
+
+/// The same trouble of the same pod is worth one line of the log in this time, however often it is told.
+const QUIET: Duration = Duration::from_secs(300);
+/// More troubles than this at a time are told only to whoever looks closely.
+const MOST_TROUBLES: usize = 1024;
+
+/// Events that go to the API are in our own log for whoever looks closely; of trouble the log tells once in a while.
+#[derive(Debug, Default)]
+pub struct Echo(Mutex<HashMap<(String, &'static str, Option<String>), Instant>>);
+
+impl Echo {
+    pub fn tell(&self, pod: &Pod, event: &PodEvent, now: Instant) {
+        let (name, namespace, _) = super::labels::identity(pod);
+        let PodEvent { reason, message, field_path, .. } = event;
+        let part = field_path.as_deref().unwrap_or_default();
+        if self.is_worth_telling(pod, event, now) {
+            tracing::info!(pod = name, namespace, part, reason, "{message}");
+        } else {
+            tracing::debug!(pod = name, namespace, part, reason, "{message}");
+        }
+    }
+
+    fn is_worth_telling(&self, pod: &Pod, event: &PodEvent, now: Instant) -> bool {
+        if event.severity == Severity::Normal {
+            return false;
+        }
+        let uid = super::labels::identity(pod).2.to_owned();
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= MOST_TROUBLES {
+            told.retain(|_, at| now.saturating_duration_since(*at) < QUIET);
+        }
+        if told.len() >= MOST_TROUBLES {
+            return false;
+        }
+        match told.entry((uid, event.reason, event.field_path.clone())) {
+            Entry::Occupied(known) if now.saturating_duration_since(*known.get()) < QUIET => false,
+            Entry::Occupied(mut known) => {
+                known.insert(now);
+                true
+            }
+            Entry::Vacant(place) => {
+                place.insert(now);
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_is_told_once_in_a_while_and_the_ordinary_course_not_at_all() {
+        let echo = Echo::default();
+        let (pod, now) = (Pod::default(), Instant::now());
+        let trouble = PodEvent::warning("Unhealthy", "no");
+        let told = |event: &PodEvent, after| echo.is_worth_telling(&pod, event, now + after);
+        assert!(!told(&PodEvent::normal("Pulled", "yes"), Duration::ZERO));
+        assert!(told(&trouble, Duration::ZERO));
+        assert!(!told(&trouble, QUIET / 2));
+        assert!(told(&PodEvent::warning("FailedMount", "no"), QUIET / 2));
+        assert!(told(&trouble, QUIET));
     }
 }

@@ -37,6 +37,13 @@ pub fn identity(pod: &Pod) -> (&str, &str, &str) {
     )
 }
 
+/// Whether a UID is a plain file name, and short enough to be part of one: directories and cgroups are named by it.
+#[must_use]
+pub fn is_plain_uid(uid: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    !uid.is_empty() && uid.len() <= 128 && !uid.starts_with('.') && uid.bytes().all(is_plain)
+}
+
 /// `name_namespace`, by which a static pod and its mirror are the same.
 #[must_use]
 pub fn full_name(pod: &Pod) -> String {

@@ -7,11 +7,11 @@ use super::machine::{Event, Origin};
 use super::parts::ProbeOutcome;
 use super::runtime_events::{self, Touch};
 use super::store::{Change, Store};
-use super::worker::{self, Assignment, Beginning, Handle};
-use super::{gc, labels, mirror, source_static};
+use super::worker::{self, Assignment, Beginning, Ending, Handle};
+use super::{gc, labels, memory, mirror, source_static};
 use k8s_openapi::api::core::v1::Pod;
 use orlop_api::watch::{WatchEvent, WatchRequest};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 /// How often everything is looked at again although nothing was told.
 const AUDIT: Duration = Duration::from_secs(60);
 const RUNTIME_RETRY: Duration = Duration::from_secs(1);
+const ORPHAN_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs all pods of this node.
 #[derive(Debug)]
@@ -27,13 +28,25 @@ pub struct PodManager {
     directory: PodDirectory,
     store: Store,
     workers: HashMap<String, Handle>,
-    ended: mpsc::UnboundedSender<String>,
+    ended: mpsc::UnboundedSender<Ending>,
     runtime_name: Arc<str>,
     /// Senders of the UIDs of mirrors, by full name.
     mirror_uids: HashMap<String, watch::Sender<Option<String>>>,
     mirror_view: Option<watch::Sender<mirror::View>>,
-    orphans_handled: bool,
-    sweeping: Arc<tokio::sync::Mutex<()>>,
+    findings: mpsc::Sender<Finding>,
+    /// Orphans have been looked for once, since every source has spoken.
+    orphans_sought: bool,
+    seeking: bool,
+    sweep_after: bool,
+    sweeping: bool,
+}
+
+/// What was found by looking for leftovers, which takes time and is done beside the manager's own work.
+#[derive(Debug)]
+enum Finding {
+    InRuntime(BTreeMap<String, Pod>),
+    OnDisk(gc::Belongings),
+    Swept,
 }
 
 /// Runs until dropped or aborted. Containers go on without us: stopping the kubelet stops no pod.
@@ -62,6 +75,7 @@ pub async fn run(services: Services, directory: PodDirectory, mut probes: mpsc::
         tokio::spawn(mirror::run(client, receiver, services.context.node.clone()));
         view
     });
+    let (found, mut findings) = mpsc::channel(4);
     let mut manager = PodManager {
         store: Store::new(api.is_some(), has_files),
         services,
@@ -71,22 +85,31 @@ pub async fn run(services: Services, directory: PodDirectory, mut probes: mpsc::
         runtime_name,
         mirror_uids: HashMap::new(),
         mirror_view,
-        orphans_handled: false,
-        sweeping: Arc::default(),
+        findings: found,
+        orphans_sought: false,
+        seeking: false,
+        sweep_after: false,
+        sweeping: false,
     };
+    if api.is_some() {
+        manager.remember().await;
+    }
     let mut audit = tokio::time::interval(AUDIT);
     audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             Some(news) = next(&mut api) => manager.hear_api(news),
             Some(pods) = files.recv(), if has_files => manager.hear_files(pods),
-            Some(touch) = touches.recv() => manager.touched(touch).await,
-            Some(uid) = endings.recv() => manager.worker_ended(&uid),
+            Some(touch) = touches.recv() => manager.touched(touch),
+            Some(ending) = endings.recv() => manager.worker_ended(&ending),
+            Some(finding) = findings.recv() => manager.found(finding),
             Some(outcome) = probes.recv() => manager.probed(outcome),
-            _ = audit.tick() => manager.audit().await,
+            _ = audit.tick() => manager.audit(),
         }
-        if manager.store.is_complete() && !manager.orphans_handled {
-            manager.orphans_handled = manager.adopt_orphans().await;
+        if manager.store.is_complete() && !manager.orphans_sought {
+            manager.orphans_sought = true;
+            manager.sweep_after = true;
+            manager.seek_orphans();
         }
     }
 }
@@ -115,6 +138,18 @@ async fn runtime_name(services: &Services) -> Arc<str> {
 }
 
 impl PodManager {
+    /// Takes up the API's pods where an earlier life left them. Until the API server answers they are run as they were.
+    async fn remember(&mut self) {
+        let root = self.services.context.settings.root_dir.clone();
+        let recalled = tokio::task::spawn_blocking(move || memory::recall(&root)).await;
+        let (pods, problems) = recalled.unwrap_or_default();
+        for problem in problems {
+            tracing::warn!(error = %problem, "a pod of this node is not known until the API server answers");
+        }
+        let changes = self.store.remember(pods);
+        self.apply(changes);
+    }
+
     fn hear_api(&mut self, news: WatchEvent<Pod>) {
         let changes = self.store.hear_api(news);
         self.apply(changes);
@@ -171,6 +206,8 @@ impl PodManager {
                 Beginning::Reject(verdict)
             }
         };
+        let (name, namespace, uid) = labels::identity(&pod);
+        tracing::info!(pod = name, namespace, uid, source = ?origin, "pod added");
         self.spawn(pod, origin, beginning);
     }
 
@@ -180,8 +217,14 @@ impl PodManager {
             Origin::Api => watch::channel(Some(uid.clone())).1,
             Origin::File => self.mirror_uid(&labels::full_name(&pod)).subscribe(),
         };
-        let assignment =
-            Assignment { pod, origin, beginning, object_uid, runtime_name: Arc::clone(&self.runtime_name) };
+        let assignment = Assignment {
+            pod,
+            origin,
+            beginning,
+            object_uid,
+            is_remembered: origin == Origin::Api && !self.store.api_heard(),
+            runtime_name: Arc::clone(&self.runtime_name),
+        };
         let handle =
             worker::spawn(assignment, self.services.clone(), self.directory.clone(), self.ended.clone());
         self.workers.insert(uid, handle);
@@ -210,7 +253,8 @@ impl PodManager {
         Admission { node: node.as_deref(), max_pods }.admit(pod, &active)
     }
 
-    fn worker_ended(&mut self, uid: &str) {
+    fn worker_ended(&mut self, ending: &Ending) {
+        let uid = ending.uid.as_str();
         let Some(ended) = self.workers.remove(uid) else { return };
         if ended.origin == Origin::File && !self.store.static_pods().contains_key(&ended.full_name) {
             self.mirror_uids.remove(&ended.full_name);
@@ -226,21 +270,17 @@ impl PodManager {
             .collect();
         for (pod, origin) in waiting {
             // The API object of a pod that has just been deleted may still be shown for a moment.
-            if !(origin == Origin::Api && labels::identity(&pod).2 == uid) {
+            if ending.is_failure || !(origin == Origin::Api && labels::identity(&pod).2 == uid) {
                 self.start(pod, origin);
             }
         }
     }
 
-    async fn touched(&mut self, touch: Touch) {
+    fn touched(&mut self, touch: Touch) {
         match touch {
             Touch::All => self.look_everywhere(),
             Touch::Pod(uid) if self.workers.contains_key(&uid) => self.tell(&uid, Event::Look),
-            Touch::Pod(_) => {
-                if self.store.is_complete() {
-                    self.adopt_orphans().await;
-                }
-            }
+            Touch::Pod(_) => self.seek_orphans(),
             Touch::Container(id) => {
                 if let Some(uid) = self.directory.owner_of(&id) {
                     self.tell(&uid, Event::Look);
@@ -260,47 +300,90 @@ impl PodManager {
         self.tell(&uid, Event::Probe(outcome));
     }
 
-    /// Gives pods that only the runtime knows a task that ends them. False when the runtime could not be asked.
-    async fn adopt_orphans(&mut self) -> bool {
-        match gc::runtime_pods(&self.services).await {
-            Ok(found) => {
-                for (uid, pod) in found {
-                    if !self.store.contains(&uid) && !self.workers.contains_key(&uid) {
-                        tracing::info!(
-                            pod = labels::full_name(&pod),
-                            uid,
-                            "ending a pod that no source knows any more"
-                        );
-                        self.spawn(Arc::new(pod), Origin::Api, Beginning::Orphan);
+    /// Asks the runtime for its pods, beside everything else: a runtime that hangs must not hold up the news of pods.
+    fn seek_orphans(&mut self) {
+        if !self.store.is_complete() || std::mem::replace(&mut self.seeking, true) {
+            return;
+        }
+        let (services, findings) = (self.services.clone(), self.findings.clone());
+        tokio::spawn(async move {
+            let mut told = false;
+            let found = loop {
+                match gc::runtime_pods(&services).await {
+                    Ok(found) => break found,
+                    Err(error) if !told => {
+                        told = true;
+                        tracing::warn!(%error, "orphaned pods cannot be looked for, will be tried again");
                     }
+                    Err(_) => {}
                 }
-                true
+                tokio::select! {
+                    () = tokio::time::sleep(ORPHAN_RETRY) => {}
+                    () = findings.closed() => return,
+                }
+            };
+            // Nobody listens any more only when the kubelet itself ends.
+            findings.send(Finding::InRuntime(found)).await.ok();
+        });
+    }
+
+    fn found(&mut self, finding: Finding) {
+        match finding {
+            Finding::InRuntime(pods) => {
+                self.seeking = false;
+                self.adopt_orphans(pods);
+                if std::mem::take(&mut self.sweep_after) {
+                    self.seek_leftovers();
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, "orphaned pods cannot be looked for");
-                false
+            Finding::OnDisk(belongings) => {
+                let is_known = |uid: &str| self.store.contains(uid) || self.workers.contains_key(uid);
+                let ownerless = belongings.without_owner(is_known);
+                let (services, findings) = (self.services.clone(), self.findings.clone());
+                tokio::spawn(async move {
+                    if !ownerless.is_empty() {
+                        gc::sweep(&services, ownerless).await;
+                    }
+                    findings.send(Finding::Swept).await.ok();
+                });
+            }
+            Finding::Swept => self.sweeping = false,
+        }
+    }
+
+    /// Gives pods that only the runtime knows a task that ends them.
+    fn adopt_orphans(&mut self, found: BTreeMap<String, Pod>) {
+        for (uid, pod) in found {
+            if !self.store.contains(&uid) && !self.workers.contains_key(&uid) {
+                tracing::info!(
+                    pod = labels::full_name(&pod),
+                    uid,
+                    "ending a pod that no source knows any more"
+                );
+                self.spawn(Arc::new(pod), Origin::Api, Beginning::Orphan);
             }
         }
     }
 
-    async fn audit(&mut self) {
-        self.look_everywhere();
-        if !self.store.is_complete() || !self.adopt_orphans().await {
+    /// Only after the runtime's pods were adopted, so that none of them is taken for gone. One sweep at a time: a volume
+    /// that hangs must not pile up sweeps behind it.
+    fn seek_leftovers(&mut self) {
+        if std::mem::replace(&mut self.sweeping, true) {
             return;
         }
-        let known: HashSet<String> = self
-            .store
-            .pods()
-            .map(|(pod, _)| labels::identity(pod).2.to_owned())
-            .chain(self.workers.keys().cloned())
-            .collect();
-        let services = self.services.clone();
-        // One sweep at a time: a volume that hangs must not pile up sweeps behind it.
-        if let Ok(guard) = Arc::clone(&self.sweeping).try_lock_owned() {
-            tokio::spawn(async move {
-                gc::sweep(&services, known).await;
-                drop(guard);
-            });
+        let (services, findings) = (self.services.clone(), self.findings.clone());
+        tokio::spawn(async move {
+            let look = tokio::task::spawn_blocking(move || gc::belongings(&services.context.settings));
+            let belongings = look.await.unwrap_or_default();
+            findings.send(Finding::OnDisk(belongings)).await.ok();
+        });
+    }
+
+    fn audit(&mut self) {
+        self.look_everywhere();
+        if self.store.is_complete() {
+            self.sweep_after = true;
+            self.seek_orphans();
         }
     }
 

@@ -85,6 +85,10 @@ pub trait PodParts: Send + Sync {
     /// Only when no container of the pod runs. Knows the pod by its UID, so that orphans can be cleaned too.
     fn unmount<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), PartError>>;
 
+    /// Takes away everything of the pod below the kubelet's root: volumes first, then the rest of its directory. Only
+    /// when nothing of the pod runs.
+    fn remove<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), PartError>>;
+
     fn hook<'a>(
         &'a self,
         pod: &'a Arc<Pod>,
@@ -97,6 +101,10 @@ pub trait PodParts: Send + Sync {
     fn start_probes(&self, target: ProbeTarget);
 
     fn stop_probes(&self, container_id: &str);
+
+    /// The pod is on its way down: from now on nothing of it shall be killed for its health, and only readiness is
+    /// looked at.
+    fn terminate_probes(&self, pod_uid: &str);
 }
 
 /// Which probe spoke.
@@ -115,4 +123,6 @@ pub struct ProbeOutcome {
     pub container_id: String,
     pub kind: ProbeKind,
     pub healthy: bool,
+    /// The grace the probe states for a container that is killed because of it; none: the pod's.
+    pub grace_seconds: Option<i64>,
 }

@@ -69,22 +69,31 @@ impl Store {
         &self.mirrors
     }
 
+    /// The API's pods as a former life of this kubelet knew them. They count until the API server has spoken.
+    pub fn remember(&mut self, pods: Vec<Pod>) -> Vec<Change> {
+        if self.api_heard {
+            return Vec::new();
+        }
+        let plain = pods.into_iter().filter(|pod| is_usable(pod) && !is_mirror(pod)).map(Arc::new).collect();
+        replace(&mut self.api, plain, Origin::Api)
+    }
+
     pub fn hear_api(&mut self, news: WatchEvent<Pod>) -> Vec<Change> {
         match news {
             WatchEvent::Listed(pods) => {
                 self.api_heard = true;
                 let (mirrors, plain): (Vec<_>, Vec<_>) =
-                    pods.into_iter().filter(is_usable).map(Arc::new).partition(|pod| is_mirror(pod));
+                    pods.into_iter().filter(is_usable).map(slim).partition(|pod| is_mirror(pod));
                 self.mirrors = mirrors.into_iter().map(|pod| (labels::full_name(&pod), pod)).collect();
                 replace(&mut self.api, plain, Origin::Api)
             }
             WatchEvent::Applied(pod) if !is_usable(&pod) => Vec::new(),
             WatchEvent::Applied(pod) if is_mirror(&pod) => {
-                self.mirrors.insert(labels::full_name(&pod), Arc::new(pod));
+                self.mirrors.insert(labels::full_name(&pod), slim(pod));
                 Vec::new()
             }
             WatchEvent::Applied(pod) => {
-                let pod = Arc::new(pod);
+                let pod = slim(pod);
                 self.api.insert(labels::identity(&pod).2.to_owned(), Arc::clone(&pod));
                 vec![Change::Set(pod, Origin::Api)]
             }
@@ -109,9 +118,15 @@ impl Store {
     }
 }
 
-/// A pod without a specification or UID cannot be run or even told apart.
+/// A pod without a specification or UID cannot be run or even told apart. A UID becomes part of paths.
 fn is_usable(pod: &Pod) -> bool {
-    pod.spec.is_some() && pod.metadata.uid.as_ref().is_some_and(|uid| !uid.is_empty())
+    pod.spec.is_some() && labels::is_plain_uid(labels::identity(pod).2)
+}
+
+/// Who wrote which field concerns the API server only, and is the largest part of many objects.
+fn slim(mut pod: Pod) -> Arc<Pod> {
+    pod.metadata.managed_fields = None;
+    Arc::new(pod)
 }
 
 #[must_use]
@@ -164,6 +179,26 @@ mod tests {
         store.hear_api(WatchEvent::Listed(vec![pod("a", "1", false), pod("b", "2", false)]));
         let changes = store.hear_api(WatchEvent::Listed(vec![pod("b", "2", false), pod("a", "3", false)]));
         assert_eq!(words(&changes), ["removed 1", "set 3"]);
+    }
+
+    #[test]
+    fn remembered_pods_count_until_the_api_server_has_spoken() {
+        let mut store = Store::new(true, false);
+        let changes = store.remember(vec![pod("a", "1", false), pod("b", "2", false), pod("m", "3", true)]);
+        assert_eq!(words(&changes), ["set 1", "set 2"]);
+        assert!(!store.is_complete(), "a memory is no word of the API server");
+        let changes = store.hear_api(WatchEvent::Listed(vec![pod("b", "2", false), pod("a", "4", false)]));
+        assert_eq!(words(&changes), ["removed 1", "set 4"]);
+        assert!(store.remember(vec![pod("a", "1", false)]).is_empty(), "too late");
+    }
+
+    #[test]
+    fn a_uid_that_is_a_path_is_no_pod() {
+        let mut store = Store::new(true, false);
+        for uid in ["", ".", "..", "../x", "a/b", "a\0b", &"u".repeat(200)] {
+            let changes = store.hear_api(WatchEvent::Applied(pod("p", uid, false)));
+            assert!(changes.is_empty(), "{uid:?}");
+        }
     }
 
     #[test]

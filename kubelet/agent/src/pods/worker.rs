@@ -4,10 +4,15 @@ use super::directory::PodDirectory;
 use super::executor::{Executor, Services};
 use super::labels;
 use super::machine::{Action, Event, Goal, Origin, PodMachine, Verdict, step};
+use super::memory::Place;
+use super::runtime_state::RunState;
 use super::status::writer::{Desired, Target};
 use super::status::{NodeFacts, compute, persist, writer};
+use futures_util::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -30,6 +35,8 @@ pub struct Assignment {
     pub beginning: Beginning,
     /// The UID of the API object that shows the pod: its own, or its mirror's.
     pub object_uid: watch::Receiver<Option<String>>,
+    /// From our own memory: what the API server holds is not known.
+    pub is_remembered: bool,
     pub runtime_name: Arc<str>,
 }
 
@@ -43,12 +50,23 @@ pub struct Handle {
     pub is_rejected: bool,
 }
 
-/// Starts a pod's task. Its UID is sent to `ended` when nothing is left of it.
+/// A pod's task is over.
+#[derive(Debug)]
+pub struct Ending {
+    pub uid: String,
+    /// It broke down; the pod is as it was.
+    pub is_failure: bool,
+}
+
+/// How long a pod whose task broke down rests before it gets another.
+const REST: Duration = Duration::from_secs(10);
+
+/// Starts a pod's task. `ended` is told when nothing is left of it.
 pub fn spawn(
     assignment: Assignment,
     services: Services,
     directory: PodDirectory,
-    ended: mpsc::UnboundedSender<String>,
+    ended: mpsc::UnboundedSender<Ending>,
 ) -> Handle {
     let (events, inbox) = mpsc::unbounded_channel();
     let handle = Handle {
@@ -61,10 +79,15 @@ pub fn spawn(
     tokio::spawn(async move {
         let uid = labels::identity(&assignment.pod).2.to_owned();
         let worker = Worker::new(assignment, services, directory.clone(), events);
-        worker.run(inbox).await;
+        let is_failure = AssertUnwindSafe(worker.run(inbox)).catch_unwind().await.is_err();
+        if is_failure {
+            // One pod's trouble must not become the node's: it is looked at anew by a fresh task.
+            tracing::error!(pod_uid = uid, "the pod's task broke down and is started again in a moment");
+            tokio::time::sleep(REST).await;
+        }
         directory.forget(&uid);
         // Nobody listens any more only when the kubelet itself ends.
-        ended.send(uid).ok();
+        ended.send(Ending { uid, is_failure }).ok();
     });
     handle
 }
@@ -80,6 +103,10 @@ struct Worker {
     published: Option<PodStatus>,
     first_events: Vec<Event>,
     is_orphan: bool,
+    /// Where pods of the API are remembered for a life without the API server.
+    place: Option<Place>,
+    /// The states of containers as last told in the log.
+    told: Option<HashMap<String, RunState>>,
 }
 
 impl Worker {
@@ -89,7 +116,7 @@ impl Worker {
         directory: PodDirectory,
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
-        let Assignment { mut pod, origin, beginning, object_uid, runtime_name } = assignment;
+        let Assignment { mut pod, origin, beginning, object_uid, is_remembered, runtime_name } = assignment;
         let uid = labels::identity(&pod).2.to_owned();
         let settings = &services.context.settings;
         if origin == Origin::File {
@@ -97,6 +124,9 @@ impl Worker {
             pod = Arc::new(Pod { status, ..(*pod).clone() });
         }
         let is_orphan = matches!(beginning, Beginning::Orphan);
+        let is_rejected = matches!(beginning, Beginning::Reject(_));
+        let has_memory = origin == Origin::Api && services.context.api.is_some();
+        let place = (has_memory && !is_orphan && !is_rejected).then(|| Place::of(&settings.root_dir, &uid));
         let first_events = match beginning {
             Beginning::Run if pod.metadata.deletion_timestamp.is_some() => {
                 vec![Event::Updated(Arc::clone(&pod))]
@@ -107,8 +137,10 @@ impl Worker {
         };
         let longest = SignedDuration::try_from(settings.max_container_restart_period)
             .unwrap_or(SignedDuration::from_secs(300));
+        // What a mirror holds is not known here, nor what has become of an object since it was remembered.
+        let held = pod.status.clone().filter(|_| origin == Origin::Api && !is_remembered);
         let desired =
-            (!is_orphan).then(|| start_writer(&services, &pod, origin, object_uid, events.clone())).flatten();
+            (!is_orphan).then(|| start_writer(&services, &pod, held, object_uid, events.clone())).flatten();
         Self {
             machine: PodMachine::new(pod, origin, longest, Timestamp::now()),
             executor: Executor::new(services.clone(), &uid, events),
@@ -120,6 +152,8 @@ impl Worker {
             published: None,
             first_events,
             is_orphan,
+            place,
+            told: None,
         }
     }
 
@@ -155,13 +189,18 @@ impl Worker {
             };
             self = self.turn(event);
         }
+        let (name, namespace, uid) = labels::identity(&self.machine.pod);
+        tracing::info!(pod = name, namespace, uid, "pod deleted");
     }
 
     fn turn(mut self, event: Event) -> Self {
         let now = Timestamp::now();
+        // Now there is a directory to remember the pod in; and of a changed pod the change is remembered.
+        let is_memorable = matches!(event, Event::HostPrepared(Ok(())) | Event::Updated(_));
         let (machine, actions) = step(self.machine, event, now);
         self.machine = machine;
-        self.publish(now);
+        self.tell();
+        self.publish(now, is_memorable);
         for action in actions {
             match action {
                 Action::DeleteFromApi => self.want_deletion(),
@@ -174,15 +213,19 @@ impl Worker {
     }
 
     /// Hands a changed status on. Nothing is told before the runtime has been seen: it would be a guess.
-    fn publish(&mut self, now: Timestamp) {
+    fn publish(&mut self, now: Timestamp, is_memorable: bool) {
         if self.is_orphan || !(self.machine.observed || self.machine.is_rejected()) {
             return;
         }
         let host_ips = self.services.context.host_ips();
         let facts = NodeFacts { host_ips: &host_ips, runtime_name: &self.runtime_name };
         let status = compute(&self.machine, facts, now);
-        self.directory.publish(&self.machine.pod, &status, &self.machine.runtime);
-        if self.published.as_ref() == Some(&status) {
+        let shown = self.directory.publish(&self.machine.pod, &status, &self.machine.runtime);
+        let is_new = self.published.as_ref() != Some(&status);
+        if let Some(place) = self.place.as_ref().filter(|_| (is_new || is_memorable) && !self.is_gone()) {
+            place.put(shown);
+        }
+        if !is_new {
             return;
         }
         self.machine.prior = status.clone();
@@ -197,13 +240,44 @@ impl Worker {
     }
 
     fn remember(&self, status: &PodStatus) {
-        if matches!(&self.machine.goal, Goal::Stop(stopping) if stopping.gone) {
+        if self.is_gone() {
             return;
         }
         let root = &self.services.context.settings.root_dir;
         if let Err(error) = persist::save(root, self.machine.uid(), status) {
             let (name, namespace, _) = labels::identity(&self.machine.pod);
             tracing::warn!(pod = name, namespace, %error, "status not remembered: after a restart of the kubelet readiness starts from the probes");
+        }
+    }
+
+    /// Its source has it no more: nothing of it is worth remembering.
+    fn is_gone(&self) -> bool {
+        matches!(&self.machine.goal, Goal::Stop(stopping) if stopping.gone)
+    }
+
+    /// Says in the log what ended. What had ended before we came is old news.
+    fn tell(&mut self) {
+        if !self.machine.observed {
+            return;
+        }
+        let records = &self.machine.runtime.containers;
+        let now: HashMap<String, RunState> =
+            records.iter().map(|record| (record.id.clone(), record.state)).collect();
+        let before = self.told.replace(now);
+        let Some(before) = before else { return };
+        let (name, namespace, _) = labels::identity(&self.machine.pod);
+        for record in records.iter().filter(|record| record.has_exited()) {
+            if before.get(&record.id) != Some(&RunState::Exited) {
+                tracing::info!(
+                    pod = name,
+                    namespace,
+                    container = record.name,
+                    exit_code = record.exit_code,
+                    reason = record.reason,
+                    attempt = record.attempt,
+                    "container exited"
+                );
+            }
         }
     }
 
@@ -218,7 +292,7 @@ impl Worker {
 fn start_writer(
     services: &Services,
     pod: &Arc<Pod>,
-    origin: Origin,
+    held: Option<PodStatus>,
     object_uid: watch::Receiver<Option<String>>,
     events: mpsc::UnboundedSender<Event>,
 ) -> Option<watch::Sender<Desired>> {
@@ -226,8 +300,6 @@ fn start_writer(
     let (name, namespace, _) = labels::identity(pod);
     let target = Target { namespace: namespace.to_owned(), name: name.to_owned(), uid: object_uid };
     let (desired, wanted) = watch::channel(Desired::default());
-    // What a mirror holds is not known here: it is written once.
-    let held = if origin == Origin::Api { pod.status.clone() } else { None };
     let deleted = move || {
         events.send(Event::ApiDeleted).ok();
     };

@@ -54,6 +54,11 @@ pub(crate) fn limit(resources: Option<&ResourceRequirements>, name: &str) -> Amo
     amount(resources.and_then(|resources| resources.limits.as_ref()), name)
 }
 
+fn is_stated(resources: &ResourceRequirements) -> bool {
+    let names = [&resources.requests, &resources.limits].into_iter().flatten().flat_map(BTreeMap::keys);
+    names.into_iter().any(|name| matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-"))
+}
+
 /// The class of a pod. The status wins, since the API server has fixed it there at creation.
 #[must_use]
 pub fn qos(pod: &Pod) -> Qos {
@@ -63,7 +68,8 @@ pub fn qos(pod: &Pod) -> Qos {
         Some("BestEffort") => return Qos::BestEffort,
         _ => {}
     }
-    let pod_level = identity::spec(pod).and_then(|spec| spec.resources.as_ref());
+    // Resources of the pod as a whole take the containers' place only if they say something.
+    let pod_level = identity::spec(pod).and_then(|spec| spec.resources.as_ref()).filter(|it| is_stated(it));
     let all: Vec<Option<&ResourceRequirements>> = match pod_level {
         Some(resources) => vec![Some(resources)],
         None => identity::containers(pod).map(|container| container.resources.as_ref()).collect(),
@@ -147,6 +153,19 @@ mod tests {
         ] {
             assert_eq!(qos(&pod(containers.clone())), class, "{containers}");
         }
+    }
+
+    #[test]
+    fn resources_of_the_pod_as_a_whole_decide_only_if_there_are_any() {
+        let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        let with = |resources: serde_json::Value| -> Pod {
+            let container = json!({"name": "a", "resources": full});
+            serde_json::from_value(json!({"spec": {"resources": resources, "containers": [container]}}))
+                .unwrap()
+        };
+        assert_eq!(qos(&with(json!({}))), Qos::Guaranteed);
+        assert_eq!(qos(&with(json!({"requests": {"cpu": "1"}}))), Qos::Burstable);
+        assert_eq!(qos(&with(json!({"limits": {"hugepages-2Mi": "2Mi"}}))), Qos::BestEffort);
     }
 
     #[test]

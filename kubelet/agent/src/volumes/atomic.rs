@@ -51,6 +51,11 @@ pub(super) enum Action {
     },
 }
 
+/// Whether the volume shows complete contents, of whatever age.
+pub(super) fn is_filled(volume: &Path) -> bool {
+    volume.join(DATA).is_dir()
+}
+
 /// Brings the volume to `payload`.
 pub(super) fn write(volume: &Path, payload: &Payload, ownership: Ownership) -> io::Result<()> {
     let actions = plan(volume, payload, ownership, Timestamp::now())?;

@@ -27,8 +27,8 @@ pub(crate) mod worker;
 pub use error::{VolumeCause, VolumeError};
 
 use crate::objects::Objects;
-use crate::podspec::{Facts, SharedFacts, uid};
-use jiff::Timestamp;
+use crate::podspec::{Facts, SharedFacts, namespace, pod_name, uid};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use plan::{Kind, VolumePlan};
 use std::collections::BTreeMap;
@@ -41,6 +41,9 @@ use tokio::task::AbortHandle;
 
 /// How long one step below a file system may take.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// After contents could not be had and old ones stayed.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// One volume, ready for containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,19 +147,6 @@ impl Volumes {
         self.tear_down(pod_uid, teardown::everything).await
     }
 
-    /// Removes the directories of all pods but these: what a former life of this process has left behind.
-    pub async fn retain(&self, pod_uids: &[String]) -> Vec<VolumeError> {
-        let pods = self.inner.facts().root_dir.join("pods");
-        let listed = worker::run(DEADLINE, move || teardown::pod_uids(&pods)).await;
-        let mut errors = Vec::new();
-        for uid in listed.unwrap_or_default().iter().filter(|uid| !pod_uids.contains(uid)) {
-            if let Err(error) = self.remove(uid).await {
-                errors.push(error);
-            }
-        }
-        errors
-    }
-
     async fn tear_down(
         &self,
         pod_uid: &str,
@@ -215,8 +205,19 @@ impl Inner {
             let fail = |cause: VolumeCause| VolumeError::setup(&name, cause);
             match kind {
                 Kind::Files(files) => {
-                    let (payload, renew_at) =
-                        payload::build(&self.objects, &facts, pod, &files).await.map_err(fail)?;
+                    let (payload, renew_at) = match payload::build(&self.objects, &facts, pod, &files).await {
+                        // The API server is away, and an earlier life of ours has filled the volume: as after any
+                        // refresh that fails, what is there stays.
+                        Err(cause @ VolumeCause::Object(_)) if atomic::is_filled(&path) => {
+                            let (namespace, pod) = (namespace(pod), pod_name(pod));
+                            tracing::warn!(namespace, pod, volume = name, error = %cause, "volume contents stay as an earlier run left them, and are looked for again");
+                            let again = Timestamp::now().checked_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX);
+                            due = [due, Some(again)].into_iter().flatten().min();
+                            mounted.insert(&name, volume);
+                            continue;
+                        }
+                        built => built.map_err(fail)?,
+                    };
                     due = [due, renew_at].into_iter().flatten().min();
                     let work = worker::run(DEADLINE, move || files.write(&path, &payload));
                     work.await.map_err(|error| fail(error.into()))?.map_err(fail)?;

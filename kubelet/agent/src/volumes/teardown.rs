@@ -24,16 +24,6 @@ pub(super) fn everything(pod_dir: &Path) -> io::Result<()> {
     remove(pod_dir)
 }
 
-/// Names of the directories in `<root>/pods`.
-pub(super) fn pod_uids(pods: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(pods) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
-}
-
 fn remove(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

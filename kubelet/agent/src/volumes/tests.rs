@@ -158,6 +158,28 @@ fn contents_follow_their_objects_and_stay_when_those_vanish() {
 }
 
 #[test]
+fn volumes_filled_by_an_earlier_run_serve_while_the_api_server_is_away() {
+    in_private_mounts(|| async {
+        let mut setup = Setup::new();
+        setup.fake.put_secret("ns", "s", &[("k", b"v")]);
+        let pod = pod(json!([{"name": "v", "secret": {"secretName": "s"}}]));
+        let mounted = setup.volumes.mount(&pod).await.unwrap();
+        setup.fake.gone.store(true, Ordering::SeqCst);
+        // As after a restart: nothing in memory.
+        setup.objects = Objects::new(setup.fake.clone());
+        setup.volumes = Volumes::new(setup.facts.clone().fixed(), setup.objects.clone());
+        tokio::time::pause();
+        assert_eq!(setup.volumes.mount(&pod).await.unwrap(), mounted);
+        assert_eq!(fs::read(mounted.get("v").unwrap().path.join("k")).unwrap(), b"v");
+        tokio::time::resume();
+        setup.volumes.unmount("u").await.unwrap();
+        tokio::time::pause();
+        let error = setup.volumes.mount(&pod).await.unwrap_err();
+        assert!(error.to_string().contains("secret"), "{error}");
+    });
+}
+
+#[test]
 fn tokens_that_are_due_are_replaced_in_place() {
     in_private_mounts(|| async {
         let setup = Setup::new();
@@ -219,7 +241,7 @@ fn what_cannot_be_mounted_says_so_in_the_words_of_an_event() {
 #[test]
 fn directories_of_pods_that_are_gone_are_removed_with_their_mounts() {
     in_private_mounts(|| async {
-        let setup = Setup::new();
+        let mut setup = Setup::new();
         setup.fake.put_secret("ns", "s", &[("k", b"v")]);
         let old = pod(json!([{"name": "v", "secret": {"secretName": "s"}}, {"name": "e", "emptyDir": {}}]));
         let mounted = setup.volumes.mount(&old).await.unwrap();
@@ -230,7 +252,10 @@ fn directories_of_pods_that_are_gone_are_removed_with_their_mounts() {
         fs::create_dir(&inside).unwrap();
         rustix::mount::mount_bind(precious.path(), &inside).unwrap();
         fs::create_dir_all(setup.facts.pod_dir("kept")).unwrap();
-        assert!(setup.volumes.retain(&["kept".to_owned()]).await.is_empty());
+        // As after a restart: nothing in memory.
+        setup.volumes = Volumes::new(setup.facts.clone().fixed(), setup.objects.clone());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        setup.volumes.remove("u").await.unwrap();
         assert!(!setup.pod_dir().exists() && setup.facts.pod_dir("kept").exists());
         assert_eq!(mounts(&setup.pod_dir()), 0);
         assert_eq!(fs::read_to_string(precious.path().join("file")).unwrap(), "precious");

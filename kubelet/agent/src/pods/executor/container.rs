@@ -27,12 +27,16 @@ impl Executor {
             self.report(pod, &name, PodEvent::warning("Failed", format!("Error: {}", failure.message)));
         })?;
         self.report(pod, &name, PodEvent::normal("Created", "Container created"));
+        let (pod_name, namespace, _) = labels::identity(pod);
+        let attempt = request.attempt;
+        tracing::info!(pod = pod_name, namespace, container = name, id, attempt, "container created");
         if let Err(error) = self.services.runtime.start_container(&id).await {
             let failure = fail("RunContainerError", error.words());
             self.report(pod, &name, PodEvent::warning("Failed", format!("Error: {}", failure.message)));
             return Err(failure);
         }
         self.report(pod, &name, PodEvent::normal("Started", "Container started"));
+        tracing::info!(pod = pod_name, namespace, container = name, id, attempt, "container started");
         self.link_log(pod, &request, &id);
         self.post_start(pod, &request.container, &id).await?;
         self.record(&request.sandbox.id, &id).await.map_err(|message| fail("RunContainerError", message))

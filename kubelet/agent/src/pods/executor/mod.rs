@@ -6,18 +6,18 @@ mod message;
 mod sandbox;
 mod teardown;
 
-pub(crate) use teardown::remove_pod_directory;
-
 use super::events::PodEvent;
 use super::images::ImageManager;
-use super::machine::{Action, Event};
+use super::machine::{Action, Event, StartFailure};
 use super::parts::PodParts;
 use super::runtime_client::RuntimeClient;
 use super::runtime_state::{ContainerRecord, PodRuntime};
 use crate::context::Context;
+use futures_util::FutureExt;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
@@ -33,6 +33,59 @@ pub struct Services {
 impl fmt::Debug for Services {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Services")
+    }
+}
+
+/// What is told when carrying out an action broke down: the same as of any other failure, so that it is tried again.
+enum Breakdown {
+    Event(Box<Event>),
+    StartContainer(String),
+    EnsureImage(String),
+}
+
+const BROKE_DOWN: &str =
+    "the work broke down for a reason that is in the kubelet's log; it will be tried again";
+
+impl Breakdown {
+    fn of(action: &Action) -> Self {
+        let failed = || Err(BROKE_DOWN.to_owned());
+        let event = match action {
+            Action::StartContainer(request) => return Self::StartContainer(request.container.name.clone()),
+            Action::EnsureImage { container } => return Self::EnsureImage(container.name.clone()),
+            Action::Inspect { .. } => Event::ObservationFailed,
+            Action::PrepareHost => Event::HostPrepared(failed()),
+            Action::Mount => Event::Mounted(failed()),
+            Action::CreateSandbox { .. } => Event::SandboxCreated(Err(BROKE_DOWN.to_owned())),
+            Action::StopSandbox { id } => Event::SandboxStopped { id: id.clone(), result: failed() },
+            Action::Kill(request) => {
+                Event::ContainerKilled { id: request.record.id.clone(), result: Err(BROKE_DOWN.to_owned()) }
+            }
+            Action::Remove { containers, sandboxes } => Event::Removals {
+                ids: containers.iter().map(|c| c.id.clone()).chain(sandboxes.iter().cloned()).collect(),
+            },
+            Action::TearDown => Event::TornDown(failed()),
+            Action::Purge { .. } => Event::Purged(failed()),
+            Action::StartProbes(_)
+            | Action::StopProbes { .. }
+            | Action::TerminateProbes
+            | Action::DeleteFromApi
+            | Action::Report(..) => Event::Tick,
+        };
+        Self::Event(Box::new(event))
+    }
+
+    fn into_event(self) -> Event {
+        let failure =
+            |reason: &str| StartFailure { reason: reason.to_owned(), message: BROKE_DOWN.to_owned() };
+        match self {
+            Self::Event(event) => *event,
+            Self::StartContainer(container) => {
+                Event::ContainerStarted { container, result: Err(failure("CreateContainerError")) }
+            }
+            Self::EnsureImage(container) => {
+                Event::ImageReady { container, result: Err(failure("ErrImagePull")) }
+            }
+        }
     }
 }
 
@@ -63,12 +116,16 @@ impl Executor {
             Action::Report(event, pod) => self.services.context.events.emit(&pod, event),
             Action::StartProbes(target) => self.services.parts.start_probes(*target),
             Action::StopProbes { container_id } => self.services.parts.stop_probes(&container_id),
+            Action::TerminateProbes => self.services.parts.terminate_probes(&self.uid),
             // The worker's own business: the status writer does it.
             Action::DeleteFromApi => {}
             action => {
                 let this = self.clone();
+                let breakdown = Breakdown::of(&action);
                 tokio::spawn(async move {
-                    let event = this.carry_out(action, pod).await;
+                    let work = AssertUnwindSafe(this.carry_out(action, pod)).catch_unwind();
+                    // Without a result the machine would wait for one forever.
+                    let event = work.await.unwrap_or_else(|_| breakdown.into_event());
                     // A worker that has ended needs no result.
                     this.results.send(event).ok();
                 });
@@ -119,6 +176,7 @@ impl Executor {
             Action::Report(..)
             | Action::StartProbes(_)
             | Action::StopProbes { .. }
+            | Action::TerminateProbes
             | Action::DeleteFromApi => Event::Tick,
         }
     }

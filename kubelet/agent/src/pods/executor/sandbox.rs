@@ -2,7 +2,8 @@
 
 use super::{Executor, blocking};
 use crate::pods::runtime_state::SandboxRecord;
-use crate::pods::{cgroups, labels, logs, qos};
+use crate::pods::{cgroups, labels, logs};
+use crate::podspec;
 use k8s_openapi::api::core::v1::Pod;
 use orlop_proto::cri;
 use std::io;
@@ -60,7 +61,7 @@ impl Executor {
         config.log_directory = logs::pod_directory(settings, pod).to_string_lossy().into_owned();
         let linux = config.linux.get_or_insert_default();
         if linux.cgroup_parent.is_empty() {
-            linux.cgroup_parent = cgroups::pod_path(settings, qos::qos_class(pod), uid);
+            linux.cgroup_parent = cgroups::pod_path(settings, podspec::qos(pod), uid);
         }
         config
     }

@@ -2,23 +2,12 @@
 
 use super::{Action, Goal, KillRequest, Killing, PodMachine};
 use crate::pods::events::PodEvent;
-use crate::pods::parts::ProbeKind;
 use crate::pods::runtime_state::ContainerRecord;
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 impl PodMachine {
-    /// Seconds of grace when a probe ends a container.
-    pub(super) fn probe_grace(&self, name: &str, kind: ProbeKind) -> i64 {
-        let container = self.container(name).map(|(container, _)| container);
-        let probe = container.and_then(|container| match kind {
-            ProbeKind::Startup => container.startup_probe,
-            ProbeKind::Liveness | ProbeKind::Readiness => container.liveness_probe,
-        });
-        probe.and_then(|probe| probe.termination_grace_period_seconds).unwrap_or_else(|| self.grace_seconds())
-    }
-
     /// Kills a container unless that is being done already; a shorter grace hurries a kill under way.
     pub(super) fn kill(
         &mut self,

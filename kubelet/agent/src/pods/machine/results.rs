@@ -130,7 +130,7 @@ impl PodMachine {
             (kind, false) if matches!(self.goal, Goal::Run) => {
                 let kind = if kind == ProbeKind::Startup { "startup" } else { "liveness" };
                 let why = format!("Container {} failed its {kind} probe and will be restarted", record.name);
-                let grace = self.probe_grace(&record.name, outcome.kind);
+                let grace = outcome.grace_seconds.unwrap_or_else(|| self.grace_seconds());
                 self.kill(&record, now + SignedDuration::from_secs(grace), why, now, out);
             }
             (_, false) => {}

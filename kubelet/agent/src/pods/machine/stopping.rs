@@ -10,7 +10,7 @@ impl PodMachine {
     pub(super) fn plan_stop(&mut self, now: Timestamp, out: &mut Vec<Action>) {
         let Goal::Stop(stopping) = &self.goal else { return };
         let until = stopping.until;
-        self.stop_probing(out);
+        self.probe_readiness_only(now, out);
         let is_down = self.stop_all_containers(until, now, "", out);
         if !is_down || self.any_starting() || self.is_busy_outside() {
             return;
@@ -143,17 +143,15 @@ impl PodMachine {
         self.sandbox.is_busy() || self.volumes.is_busy() || self.host.is_busy()
     }
 
-    fn stop_probing(&mut self, out: &mut Vec<Action>) {
-        for track in self.tracks.values_mut() {
-            if std::mem::take(&mut track.probed) {
-                out.push(Action::StopProbes { container_id: track.health_of.clone() });
-            }
-        }
-        let alive: HashSet<String> =
-            self.runtime.containers.iter().filter(|c| c.is_running()).map(|c| c.id.clone()).collect();
-        for track in self.tracks.values_mut().filter(|track| !alive.contains(&track.health_of)) {
-            track.started = false;
-            track.ready = false;
+    /// Whoever goes on serving while it ends must be seen to: readiness is followed to the last, but nothing is killed
+    /// for its health any more.
+    fn probe_readiness_only(&mut self, now: Timestamp, out: &mut Vec<Action>) {
+        let before = out.len();
+        self.follow_health(now, out);
+        let has_begun_some = out[before..].iter().any(|action| matches!(action, Action::StartProbes(_)));
+        let Goal::Stop(stopping) = &mut self.goal else { return };
+        if !std::mem::replace(&mut stopping.probes_told, true) || has_begun_some {
+            out.push(Action::TerminateProbes);
         }
     }
 }

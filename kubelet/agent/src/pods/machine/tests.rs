@@ -103,7 +103,7 @@ impl Drive {
                 self.note(format!("probe {}", target.container));
                 return None;
             }
-            Action::StopProbes { .. } => return None,
+            Action::StopProbes { .. } | Action::TerminateProbes => return None,
             Action::Report(event, _) => {
                 if matches!(event.reason, "BackOff" | "SandboxChanged" | "Killing") {
                     self.note(event.reason);
@@ -145,7 +145,14 @@ impl Drive {
         let container_id = self.machine.runtime.latest(container).unwrap().id.clone();
         let pod_uid = "u".to_owned();
         let container = container.to_owned();
-        self.send(Event::Probe(ProbeOutcome { pod_uid, container, container_id, kind, healthy }));
+        self.send(Event::Probe(ProbeOutcome {
+            pod_uid,
+            container,
+            container_id,
+            kind,
+            healthy,
+            grace_seconds: None,
+        }));
     }
 
     fn take_log(&mut self) -> Vec<String> {

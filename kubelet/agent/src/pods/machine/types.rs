@@ -38,6 +38,8 @@ pub struct Stopping {
     pub teardown: Stage,
     pub purge: Stage,
     pub delete_asked: bool,
+    /// The prober knows that the pod is on its way down.
+    pub probes_told: bool,
 }
 
 impl Stopping {
@@ -52,6 +54,7 @@ impl Stopping {
             teardown: Stage::Idle,
             purge: Stage::Idle,
             delete_asked: false,
+            probes_told: false,
         }
     }
 }
@@ -218,6 +221,8 @@ pub enum Action {
     StopProbes {
         container_id: String,
     },
+    /// All but readiness probes of the whole pod.
+    TerminateProbes,
     /// Volumes and cgroup: `TornDown`.
     TearDown,
     /// The API object, after its final status: `ApiDeleted`.

@@ -26,6 +26,8 @@ struct State {
     exits_at_once: HashMap<String, i32>,
     /// Containers that take no notice of SIGTERM: they end when the grace is over.
     stubborn: Vec<String>,
+    /// Lists of all pods get no answer; lists of one pod do.
+    hangs_on_lists: bool,
 }
 
 /// Clones are the same runtime.
@@ -62,6 +64,10 @@ impl FakeRuntime {
 
     pub(super) fn is_stubborn(&self, container: &str) {
         self.state().stubborn.push(container.to_owned());
+    }
+
+    pub(super) fn hangs_on_lists(&self, hangs: bool) {
+        self.state().hangs_on_lists = hangs;
     }
 
     pub(super) fn lacks_image(&self, image: &str) {
@@ -223,6 +229,9 @@ runtime_service! {
 
         async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
             let filter = request.into_inner().filter.map(|filter| filter.label_selector);
+            while filter.is_none() && self.state().hangs_on_lists {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
             let state = self.state();
             let all = state.sandboxes.values().filter(|one| selected(filter.as_ref(), &one.labels)).cloned();
             let items = all.map(|one| PodSandbox {

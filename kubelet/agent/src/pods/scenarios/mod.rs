@@ -1,6 +1,9 @@
 //! Pods driven end to end: a real manager, real workers and a real executor on a runtime in memory, fed from a static pod
 //! directory. Killing the kubelet is dropping all of it; the runtime stays.
 
+mod api;
+mod api_pods;
+mod breakdowns;
 mod fake_runtime;
 
 use super::credentials::Keyring;
@@ -22,6 +25,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerStatus, LifecycleHandler, P
 use orlop_proto::cri;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -31,6 +35,9 @@ use tokio::task::JoinHandle;
 #[derive(Default)]
 struct MemoryParts {
     notes: Mutex<Vec<String>>,
+    pods_dir: Mutex<PathBuf>,
+    /// The next container's configuration panics.
+    breaks_down: AtomicBool,
     probed: Mutex<Vec<ProbeTarget>>,
 }
 
@@ -58,7 +65,12 @@ impl PodParts for MemoryParts {
         &self,
         _: ContainerRequest,
     ) -> BoxFuture<'_, Result<cri::ContainerConfig, PartError>> {
-        async { Ok(cri::ContainerConfig::default()) }.boxed()
+        let breaks_down = self.breaks_down.swap(false, Ordering::SeqCst);
+        async move {
+            assert!(!breaks_down, "as told by the test");
+            Ok(cri::ContainerConfig::default())
+        }
+        .boxed()
     }
 
     fn mount<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<(), PartError>> {
@@ -69,6 +81,15 @@ impl PodParts for MemoryParts {
     fn unmount<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), PartError>> {
         self.note("unmount".into());
         async { Ok(()) }.boxed()
+    }
+
+    fn remove<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), PartError>> {
+        let directory = self.pods_dir.lock().unwrap().join(pod_uid);
+        async move {
+            std::fs::remove_dir_all(directory).ok();
+            Ok(())
+        }
+        .boxed()
     }
 
     fn hook<'a>(
@@ -87,6 +108,10 @@ impl PodParts for MemoryParts {
     }
 
     fn stop_probes(&self, _: &str) {}
+
+    fn terminate_probes(&self, _: &str) {
+        self.note("only readiness".into());
+    }
 }
 
 /// A node: its runtime and disk outlive its kubelet.
@@ -94,6 +119,7 @@ struct Node {
     root: tempfile::TempDir,
     runtime: FakeRuntime,
     parts: Arc<MemoryParts>,
+    api: Option<orlop_api::Client>,
     kubelet: Option<Kubelet>,
 }
 
@@ -107,11 +133,20 @@ struct Kubelet {
 
 impl Node {
     fn new() -> Self {
+        Self::of(None)
+    }
+
+    fn with_api(api: &api::Api) -> Self {
+        Self::of(Some(api.client()))
+    }
+
+    fn of(api: Option<orlop_api::Client>) -> Self {
         let root = tempfile::tempdir().unwrap();
         for name in ["manifests", "cgroup"] {
             std::fs::create_dir(root.path().join(name)).unwrap();
         }
-        let mut node = Self { root, runtime: FakeRuntime::new(), parts: Arc::default(), kubelet: None };
+        let mut node = Self { root, runtime: FakeRuntime::new(), parts: Arc::default(), api, kubelet: None };
+        *node.parts.pods_dir.lock().unwrap() = node.path("kubelet/pods");
         node.start_kubelet();
         node
     }
@@ -140,7 +175,7 @@ impl Node {
         let context = Context {
             settings,
             node_name: "me".into(),
-            api: None,
+            api: self.api.clone(),
             cri,
             events: Events::log_only(),
             node: watch::channel(None).1,
@@ -212,6 +247,7 @@ impl Node {
             container_id: target.container_id.clone(),
             kind,
             healthy,
+            grace_seconds: None,
         };
         self.kubelet.as_ref().unwrap().probes.blocking_send(outcome).unwrap();
     }
@@ -391,7 +427,9 @@ fn a_removed_pod_runs_its_hook_gets_its_grace_and_leaves_nothing() {
     let at = |prefix: &str| calls.iter().position(|call| call.starts_with(prefix)).unwrap();
     assert!(at("stop main") < at("stop side") && at("stop side") < at("stop-sandbox"), "{calls:?}");
     let notes = node.parts.notes();
-    assert!(notes.contains(&"hook main".to_owned()) && notes.contains(&"unmount".to_owned()), "{notes:?}");
+    for note in ["hook main", "unmount", "only readiness"] {
+        assert!(notes.contains(&note.to_owned()), "{notes:?}");
+    }
     assert!(!node.path("kubelet/pods").join(uid).exists());
     assert!(!exists(&node.path("logs")) && !exists(&node.path("links")));
     assert!(!exists(&node.path("cgroup/kubepods/besteffort")));

@@ -14,7 +14,7 @@ pub use conditions::{OWNED_CONDITIONS, is_owned};
 use super::labels;
 use super::machine::{Goal, PodMachine, as_container};
 use super::parts::ContainerKind;
-use super::qos::qos_class;
+use crate::podspec;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -39,7 +39,7 @@ pub fn compute(machine: &PodMachine, node: NodeFacts<'_>, now: Timestamp) -> Pod
     let prior = &machine.prior;
     let mut status = PodStatus {
         start_time: Some(prior.start_time.clone().unwrap_or_else(|| whole_seconds(machine.first_seen))),
-        qos_class: Some(qos_class(&machine.pod).to_string()),
+        qos_class: Some(podspec::qos(&machine.pod).to_string()),
         observed_generation: machine.pod.metadata.generation,
         nominated_node_name: prior.nominated_node_name.clone(),
         resize: None,
