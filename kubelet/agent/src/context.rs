@@ -87,6 +87,7 @@ pub struct Settings {
     /// Pulls that may begin each second; 0: no limit.
     pub registry_qps: u32,
     pub registry_burst: u32,
+    pub image_gc: crate::pods::image_gc::Limits,
     pub runtime_request_timeout: Duration,
     pub max_container_restart_period: Duration,
     /// Addresses of this node for when there is no Node object.
@@ -112,6 +113,7 @@ impl Default for Settings {
             max_parallel_image_pulls: 4,
             registry_qps: 5,
             registry_burst: 10,
+            image_gc: crate::pods::image_gc::Limits::default(),
             runtime_request_timeout: Duration::from_secs(120),
             max_container_restart_period: Duration::from_secs(300),
             node_ips: Vec::new(),

@@ -3,6 +3,7 @@
 use super::validate::validate;
 use super::{ConfigError, ConfigErrors, KubeletConfiguration, KubeletFlags, from_map};
 use crate::context::{MissingControllers, Settings};
+use crate::pods::image_gc::Limits;
 use crate::podspec::quantity::Amount;
 use k8s_openapi::api::core::v1 as core;
 use serde_json::{Map, Value};
@@ -16,6 +17,7 @@ pub const ACTING: &[&str] = &[
     "address",
     "authentication",
     "authorization",
+    "cgroupDriver",
     "cgroupRoot",
     "cgroupsPerQOS",
     "clusterDNS",
@@ -24,13 +26,18 @@ pub const ACTING: &[&str] = &[
     "cpuCFSQuota",
     "cpuCFSQuotaPeriod",
     "crashLoopBackOff",
+    "enableDebuggingHandlers",
     "enableServer",
     "eventBurst",
     "eventRecordQPS",
     "evictionHard",
+    "failSwapOn",
     "fileCheckFrequency",
     "healthzBindAddress",
     "healthzPort",
+    "imageGCHighThresholdPercent",
+    "imageGCLowThresholdPercent",
+    "imageMinimumGCAge",
     "imageServiceEndpoint",
     "kubeReserved",
     "maxParallelImagePulls",
@@ -46,6 +53,7 @@ pub const ACTING: &[&str] = &[
     "podsPerCore",
     "port",
     "providerID",
+    "readOnlyPort",
     "registerNode",
     "registerWithTaints",
     "registryBurst",
@@ -53,8 +61,10 @@ pub const ACTING: &[&str] = &[
     "resolvConf",
     "rotateCertificates",
     "runtimeRequestTimeout",
+    "seccompDefault",
     "serializeImagePulls",
     "serverTLSBootstrap",
+    "singleProcessOOMKill",
     "staticPodPath",
     "systemReserved",
     "tlsCertFile",
@@ -247,6 +257,11 @@ fn settings(raw: &KubeletConfiguration, root_dir: PathBuf, node_ips: &[IpAddr]) 
         max_parallel_image_pulls: pulls,
         registry_qps: u32::try_from(raw.registry_pull_qps).unwrap_or(0),
         registry_burst: u32::try_from(raw.registry_burst).unwrap_or(0),
+        image_gc: Limits {
+            high: raw.image_gc_high_threshold_percent.try_into().unwrap_or(100),
+            low: raw.image_gc_low_threshold_percent.try_into().unwrap_or(0),
+            minimum_age: raw.image_minimum_gc_age.0,
+        },
         runtime_request_timeout: raw.runtime_request_timeout.0,
         max_container_restart_period: raw
             .crash_loop_back_off

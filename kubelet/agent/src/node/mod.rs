@@ -18,6 +18,7 @@ mod manager;
 mod patch;
 mod register;
 mod status;
+mod swap;
 
 pub use facts::{Facts, Health, ImageFacts, Pressure, RuntimeFacts};
 pub use machine::Machine;
@@ -25,6 +26,7 @@ pub use manager::{NodeHandle, NodeManager};
 pub use patch::status_patch;
 pub use register::initial_node;
 pub use status::node_status;
+pub use swap::{SwapOn, refuse_swap};
 
 /// What we report as the kubelet's version: the API this agent implements. Version-skew checks read it.
 pub const KUBELET_VERSION: &str = "v1.36.3";

@@ -115,7 +115,10 @@ const MOST_TROUBLES: usize = 1024;
 
 /// Events that go to the API are in our own log for whoever looks closely; of trouble the log tells once in a while.
 #[derive(Debug, Default)]
-pub struct Echo(Mutex<HashMap<(String, &'static str, Option<String>), Instant>>);
+pub struct Echo(Mutex<HashMap<Trouble, Instant>>);
+
+/// Of which pod, of what kind, of which part of it.
+type Trouble = (String, &'static str, Option<String>);
 
 impl Echo {
     pub fn tell(&self, pod: &Pod, event: &PodEvent, now: Instant) {

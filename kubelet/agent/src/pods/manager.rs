@@ -8,7 +8,7 @@ use super::parts::ProbeOutcome;
 use super::runtime_events::{self, Touch};
 use super::store::{Change, Store};
 use super::worker::{self, Assignment, Beginning, Ending, Handle};
-use super::{gc, labels, memory, mirror, source_static};
+use super::{gc, image_gc, labels, memory, mirror, source_static};
 use k8s_openapi::api::core::v1::Pod;
 use orlop_api::watch::{WatchEvent, WatchRequest};
 use std::collections::{BTreeMap, HashMap};
@@ -94,6 +94,8 @@ pub async fn run(services: Services, directory: PodDirectory, mut probes: mpsc::
     if api.is_some() {
         manager.remember().await;
     }
+    let images = image_gc::run(manager.services.runtime.clone(), manager.services.context.settings.image_gc);
+    let mut images = std::pin::pin!(images);
     let mut audit = tokio::time::interval(AUDIT);
     audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -105,6 +107,8 @@ pub async fn run(services: Services, directory: PodDirectory, mut probes: mpsc::
             Some(finding) = findings.recv() => manager.found(finding),
             Some(outcome) = probes.recv() => manager.probed(outcome),
             _ = audit.tick() => manager.audit(),
+            // Never ends; polled here so that it ends with us.
+            () = &mut images => {}
         }
         if manager.store.is_complete() && !manager.orphans_sought {
             manager.orphans_sought = true;

@@ -15,6 +15,7 @@ pub mod directory;
 pub mod events;
 pub mod executor;
 pub mod gc;
+pub mod image_gc;
 pub mod images;
 pub mod labels;
 pub mod logs;

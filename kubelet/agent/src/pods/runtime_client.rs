@@ -256,6 +256,29 @@ impl RuntimeClient {
         Ok(self.call("pull image", &object, patience, Box::pin(client.pull_image(request))).await?.image_ref)
     }
 
+    pub async fn list_images(&self) -> Result<Vec<cri::Image>, RuntimeError> {
+        let mut client = self.cri.images();
+        let call = Box::pin(client.list_images(cri::ListImagesRequest { filter: None }));
+        Ok(self.call("list", "images", self.timeout, call).await?.images)
+    }
+
+    /// An image that does not exist counts as removed.
+    pub async fn remove_image(&self, id: &str) -> Result<(), RuntimeError> {
+        let mut client = self.cri.images();
+        let image = Some(cri::ImageSpec { image: id.to_owned(), ..cri::ImageSpec::default() });
+        let call = Box::pin(client.remove_image(cri::RemoveImageRequest { image }));
+        absent_is_fine(self.call("remove image", id, self.timeout, call).await.map(drop))
+    }
+
+    /// A path on the file system that images lie on; none if the runtime does not tell.
+    pub async fn image_mountpoint(&self) -> Result<Option<String>, RuntimeError> {
+        let mut client = self.cri.images();
+        let call = Box::pin(client.image_fs_info(cri::ImageFsInfoRequest {}));
+        let answer = self.call("ask file system of", "images", self.timeout, call).await?;
+        let first = answer.image_filesystems.into_iter().next();
+        Ok(first.and_then(|one| one.fs_id).map(|id| id.mountpoint).filter(|path| !path.is_empty()))
+    }
+
     /// Events of containers. The stream itself has no deadline: it lasts as long as the runtime.
     pub async fn events(&self) -> Result<tonic::Streaming<cri::ContainerEventResponse>, RuntimeError> {
         let mut client = self.cri.runtime();

@@ -7,6 +7,7 @@ use orlop_api::certificates::{Bootstrap, CertificateStore, Purpose, Rotation, Si
 use orlop_kubelet::Kubelet;
 use orlop_kubelet::config::{self, Config, KubeletConfiguration, KubeletFlags};
 use orlop_kubelet::cri::Cri;
+use orlop_kubelet::node::refuse_swap;
 use orlop_kubelet::server::{Parts, Server, Statistics, serving_certificate};
 use orlop_kubelet::shutdown::Shutdown;
 use std::net::IpAddr;
@@ -56,6 +57,9 @@ impl Agent {
 /// Joins the cluster, if there is one, and binds the listeners.
 pub async fn start(request: Request, cri: Cri, shutdown: &Shutdown) -> Result<Agent> {
     let mut config = config::resolve(&request.flags, request.file)?;
+    // Without the file the kernel has no swap.
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    refuse_swap(config.raw.fail_swap_on, &swaps)?;
     if let Some(word) = request.missing_controllers {
         config.settings.missing_controllers = match word {
             MissingControllers::Refuse => orlop_kubelet::context::MissingControllers::Refuse,

@@ -1,16 +1,18 @@
 //! An API server of a few lines: lists and watches the pods it is given, notes what it is told, and can be away.
 
-use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch};
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, patch};
 use orlop_api::{Client, ServerConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 type Pods = Arc<Mutex<BTreeMap<String, Value>>>;
 
@@ -34,7 +36,7 @@ async fn list(State(life): State<Life>, Query(query): Query<HashMap<String, Stri
     if query.contains_key("watch") {
         if query.get("resourceVersion") != Some(&version) {
             let status = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"});
-            return (axum::http::StatusCode::GONE, status.to_string()).into_response();
+            return (StatusCode::GONE, status.to_string()).into_response();
         }
         let silence = futures_util::stream::pending::<Result<Vec<u8>, Infallible>>();
         return axum::body::Body::from_stream(silence).into_response();
@@ -53,7 +55,7 @@ async fn told(State(life): State<Life>, Path(name): Path<String>, body: Bytes) -
         }
         None => {
             let status = json!({"code": 404, "reason": "NotFound", "message": "no such pod"});
-            (axum::http::StatusCode::NOT_FOUND, status.to_string()).into_response()
+            (StatusCode::NOT_FOUND, status.to_string()).into_response()
         }
     }
 }
@@ -94,7 +96,7 @@ impl Api {
     }
 
     pub(super) fn go_away(&mut self) {
-        self.running.take().expect("it is there").shutdown_background();
+        self.running.take().expect("it is there").shutdown_timeout(Duration::from_secs(5));
     }
 
     pub(super) fn come_back(&mut self) {

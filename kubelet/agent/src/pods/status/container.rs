@@ -63,7 +63,6 @@ fn from_record(
                 ContainerKind::Ephemeral => false,
                 _ => health.is_some_and(|track| track.ready),
             };
-            status.resources.clone_from(&container.resources);
         }
         RunState::Exited => {
             let this = ended(node, record);
@@ -86,6 +85,8 @@ fn from_record(
             status.last_state = before;
         }
     }
+    // Resizing is not done, so what is in force is what is specified.
+    status.resources = Some(container.resources.clone().unwrap_or_default());
     status.allocated_resources =
         container.resources.as_ref().and_then(|resources| resources.requests.clone());
     status.volume_mounts = volume_mounts(container);
