@@ -97,6 +97,8 @@ impl UpArgs {
         config.kubelet.insert("staticPodPath".into(), manifests.display().to_string().into());
         // Without an API server nobody can prove to us who he is.
         config.kubelet.entry("address").or_insert_with(|| "127.0.0.1".into());
+        // A machine on which somebody tries things out may swap.
+        config.kubelet.entry("failSwapOn").or_insert(false.into());
         if let Some(images) = self.images {
             let images =
                 images.canonicalize().with_context(|| format!("find the images at {}", images.display()))?;

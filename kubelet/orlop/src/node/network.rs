@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use orlop_cni::{Attach, Config, PodNetwork};
 use orlop_cri::network::{NetworkError, NetworkRequest, Protocol, SandboxNetwork};
 use orlop_net::nft::{Batch, NftSocket};
-use orlop_net::rtnl::Rtnl;
+use orlop_net::rtnl::{Rtnl, ignore_missing};
 use orlop_overlay::NetConf;
 use std::net::IpAddr;
 use tonic::async_trait;
@@ -46,7 +46,7 @@ impl BuiltIn {
     pub async fn remove(config: &NodeConfig) -> Result<()> {
         let rtnl = Rtnl::open().context("open a route socket")?;
         for name in [config.network.bridge.clone(), format!("flannel.{}", config.overlay.vni)] {
-            rtnl.delete_link_by_name(&name).await.with_context(|| format!("remove interface {name}"))?;
+            ignore_missing(rtnl.delete_link_by_name(&name).await).with_context(|| format!("remove interface {name}"))?;
         }
         let mut rules = NftSocket::open().context("open an nftables socket")?;
         let mut batch = Batch::default();

@@ -10,8 +10,11 @@ use orlop_keeper::client::Keeper;
 use orlop_kubelet::shutdown::Shutdown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
+
+const LAST_CALLS: Duration = Duration::from_secs(2);
 
 /// Opened and in agreement with keeper and kernel.
 #[derive(Debug)]
@@ -74,12 +77,24 @@ impl LocalRuntime {
         }
     }
 
-    /// Serves the CRI on its socket.
+    /// Serves the CRI on its socket. Calls under way have a moment to end when the node stops; a client that follows
+    /// events would otherwise hold us for ever.
     pub fn serve(&self, shutdown: Shutdown) -> JoinHandle<Result<(), ServeError>> {
         let (socket, service) = (self.socket.clone(), self.service.clone());
         tokio::spawn(async move {
-            let stop = async move { shutdown.triggered().await };
-            Box::pin(orlop_cri::serve(&socket, service, stop)).await
+            let stop = shutdown.clone();
+            let patience = async {
+                shutdown.triggered().await;
+                tokio::time::sleep(LAST_CALLS).await;
+            };
+            tokio::select! {
+                served = Box::pin(orlop_cri::serve(&socket, service, async move { stop.triggered().await })) => served,
+                () = patience => {
+                    // The next start replaces one that stays.
+                    drop(std::fs::remove_file(&socket));
+                    Ok(())
+                }
+            }
         })
     }
 
