@@ -55,7 +55,11 @@ impl BuiltIn {
                 batch.destroy_table(&found.table);
             }
         }
-        rules.commit(&batch).context("remove our nftables tables")
+        rules.commit(&batch).context("remove our nftables tables")?;
+        match std::fs::remove_dir_all(config.runtime.root.join("network")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove the leases"),
+            _ => Ok(()),
+        }
     }
 }
 
