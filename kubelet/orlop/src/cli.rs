@@ -31,7 +31,7 @@ pub enum Command {
     /// Run the container runtime alone, as a CRI v1 service
     Cri(CriArgs),
     /// Run the service proxy alone
-    Proxy(ProxyArgs),
+    Proxy(Box<ProxyArgs>),
     /// Run the overlay between nodes alone, as flanneld does
     Overlay(OverlayArgs),
     /// List containers

@@ -53,11 +53,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Node(args) => node_runtime()?.block_on(Box::pin(node::run(args.config()?)))?,
         Command::Up(args) => up::run(args, node_runtime()?, &small_runtime()?)?,
         Command::Cri(args) => node_runtime()?.block_on(Box::pin(alone::cri::run(args)))?,
-        Command::Proxy(args) => node_runtime()?.block_on(Box::pin(alone::proxy::run(args)))?,
+        Command::Proxy(args) => node_runtime()?.block_on(Box::pin(alone::proxy::run(*args)))?,
         Command::Overlay(args) => node_runtime()?.block_on(Box::pin(alone::overlay::run(args)))?,
-        Command::Purge { config } => node_runtime()?.block_on(Box::pin(async {
-            node::purge::run(NodeConfig::read(&config)?).await
-        }))?,
+        Command::Purge { config } => node_runtime()?
+            .block_on(Box::pin(async { node::purge::run(NodeConfig::read(&config)?).await }))?,
         command => return small_runtime()?.block_on(talk(command)),
     }
     Ok(ExitCode::SUCCESS)
@@ -98,19 +97,25 @@ fn node_runtime() -> Result<Runtime> {
 async fn talk(command: Command) -> Result<ExitCode> {
     match command {
         Command::Ps { all, node } => containers::ps(NodeSocket::connect(&node.endpoint).await?, all).await?,
-        Command::Pods { all, node } => containers::pods(NodeSocket::connect(&node.endpoint).await?, all).await?,
+        Command::Pods { all, node } => {
+            containers::pods(NodeSocket::connect(&node.endpoint).await?, all).await?
+        }
         Command::Images { node } => images::list(NodeSocket::connect(&node.endpoint).await?).await?,
-        Command::Pull { image, node } => images::pull(NodeSocket::connect(&node.endpoint).await?, &image).await?,
+        Command::Pull { image, node } => {
+            images::pull(NodeSocket::connect(&node.endpoint).await?, &image).await?
+        }
         Command::Logs { which, follow, tail, timestamps, node } => {
             let mut node = NodeSocket::connect(&node.endpoint).await?;
-            let container =
-                node.find_container(&which.name, which.container.as_deref(), which.namespace.as_deref()).await?;
+            let container = node
+                .find_container(&which.name, which.container.as_deref(), which.namespace.as_deref())
+                .await?;
             logs::logs(node, container, logs::Options { follow, timestamps, tail }).await?;
         }
         Command::Exec { which, stdin, tty, command, node } => {
             let mut node = NodeSocket::connect(&node.endpoint).await?;
-            let container =
-                node.find_container(&which.name, which.container.as_deref(), which.namespace.as_deref()).await?;
+            let container = node
+                .find_container(&which.name, which.container.as_deref(), which.namespace.as_deref())
+                .await?;
             return exec::exec(node, container, command, exec::Options { stdin, tty }).await;
         }
         _ => unreachable!("every other command is handled before"),

@@ -54,13 +54,11 @@ pub fn run(args: UpArgs, main: Runtime, cleaner: &Runtime) -> Result<()> {
         // Only a mark: if it stays, the next run looks at what is left in vain.
         drop(fs::remove_file(&marker));
     }
-    for (what, result) in [("clean up", cleaned), ("stop the keeper", stopped)] {
-        if let Err(error) = result {
-            ensure!(ran.is_ok(), "{:#}; and {what}: {error:#}", ran.as_ref().unwrap_err());
-            return Err(error).context(what);
-        }
-    }
-    ran
+    let steps = [("run the node", ran), ("clean up", cleaned), ("stop the keeper", stopped)];
+    let failed: Vec<String> =
+        steps.into_iter().filter_map(|(what, result)| Some(format!("{what}: {:#}", result.err()?))).collect();
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
+    Ok(())
 }
 
 async fn node(config: &NodeConfig, started: &Cell<bool>) -> Result<()> {

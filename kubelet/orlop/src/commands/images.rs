@@ -9,7 +9,12 @@ pub async fn list(mut node: NodeSocket) -> Result<()> {
     let mut rows: Vec<Vec<String>> = images
         .into_iter()
         .map(|image| {
-            let name = image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_else(|| "-".to_owned());
+            let name = image
+                .repo_tags
+                .first()
+                .or_else(|| image.repo_digests.first())
+                .cloned()
+                .unwrap_or_else(|| "-".to_owned());
             let id = image.id.trim_start_matches("sha256:").chars().take(13).collect();
             vec![name, id, table::bytes(image.size)]
         })
