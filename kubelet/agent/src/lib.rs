@@ -1,17 +1,17 @@
 //! The kubelet: pods, volumes, probes, node status, HTTP server.
 
+pub mod config;
 pub mod context;
 pub mod cri;
-pub mod pods;
 pub mod hooks;
-pub mod probes;
-pub mod volumes;
-pub mod podspec;
-pub mod objects;
-pub mod config;
 pub mod node;
+pub mod objects;
+pub mod pods;
+pub mod podspec;
+pub mod probes;
 pub mod server;
 pub mod shutdown;
+pub mod volumes;
 
 mod kubelet;
 mod wiring;

@@ -41,9 +41,14 @@ pub fn check(config: &NodeConfig) -> Result<()> {
 
 /// `root` stands before `/proc` and `/sys`, for tests.
 fn look(config: &NodeConfig, root: &Path) -> Vec<Finding> {
-    let read = |path: &str| std::fs::read_to_string(root.join(path.trim_start_matches('/'))).unwrap_or_default();
+    let read =
+        |path: &str| std::fs::read_to_string(root.join(path.trim_start_matches('/'))).unwrap_or_default();
     let mut findings = vec![kernel(&read("/proc/sys/kernel/osrelease"))];
-    findings.extend(cgroups(config, &read(&format!("{}/cgroup.controllers", config.runtime.cgroup_root.display())), root));
+    findings.extend(cgroups(
+        config,
+        &read(&format!("{}/cgroup.controllers", config.runtime.cgroup_root.display())),
+        root,
+    ));
     findings.push(file_system("overlay", &read("/proc/filesystems")));
     findings.push(nftables());
     findings.push(swap(&read("/proc/swaps")));
@@ -97,7 +102,8 @@ fn file_system(name: &str, known: &str) -> Finding {
 
 fn nftables() -> Finding {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER));
+    let socket =
+        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER));
     match socket {
         Ok(_) => Finding::Good("netfilter over netlink".to_owned()),
         Err(error) => Finding::Failure(format!("netfilter over netlink: {error}: modprobe nf_tables")),
@@ -117,7 +123,9 @@ fn swap(swaps: &str) -> Finding {
 fn port(number: u16, purpose: &str) -> Finding {
     match TcpListener::bind(("0.0.0.0", number)) {
         Ok(_) => Finding::Good(format!("port {number} is free for {purpose}")),
-        Err(error) => Finding::Warning(format!("port {number} for {purpose}: {error}: is this node, or a kubelet, running already?")),
+        Err(error) => Finding::Warning(format!(
+            "port {number} for {purpose}: {error}: is this node, or a kubelet, running already?"
+        )),
     }
 }
 

@@ -146,8 +146,9 @@ impl Default for ProxySection {
 
 impl NodeConfig {
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("read the configuration {}: give another file with --config", path.display()))?;
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("read the configuration {}: give another file with --config", path.display())
+        })?;
         Self::parse(&text).with_context(|| format!("configuration {}", path.display()))
     }
 
@@ -164,10 +165,16 @@ impl NodeConfig {
     fn validate(&self) -> Result<()> {
         let mut wrong = Vec::new();
         if self.bootstrap_kubeconfig.is_some() && self.kubeconfig.is_none() {
-            wrong.push("bootstrapKubeconfig needs kubeconfig: the file that the joined node's credentials go to".to_owned());
+            wrong.push(
+                "bootstrapKubeconfig needs kubeconfig: the file that the joined node's credentials go to"
+                    .to_owned(),
+            );
         }
         if !self.runtime.listen.starts_with("unix:///") {
-            wrong.push(format!("runtime.listen {:?} must be unix:// and an absolute path", self.runtime.listen));
+            wrong.push(format!(
+                "runtime.listen {:?} must be unix:// and an absolute path",
+                self.runtime.listen
+            ));
         }
         if self.network.bridge.is_empty() || self.network.bridge.len() > 15 {
             wrong.push(format!("network.bridge {:?} must have 1 to 15 characters", self.network.bridge));

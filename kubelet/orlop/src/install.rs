@@ -55,7 +55,12 @@ fn plan(places: &Places, programs: &Path) -> Vec<File> {
         let text = template
             .replace("@BIN@", &places.bin.display().to_string())
             .replace("@ETC@", &places.etc.display().to_string());
-        files.push(File { path: below(&places.units).join(name), content: Content::Text(text), mode: 0o644, operators: false });
+        files.push(File {
+            path: below(&places.units).join(name),
+            content: Content::Text(text),
+            mode: 0o644,
+            operators: false,
+        });
     }
     files.push(File {
         path: below(&places.etc).join("config.yaml"),
@@ -101,14 +106,20 @@ pub fn uninstall(places: &Places, purge: bool) -> Result<()> {
     if live && places.units.join("orlop.service").exists() {
         attempt("stop orlop.service", systemctl(&["disable", "--now", "orlop.service"]));
         let orlop = places.bin.join("orlop");
-        attempt("purge the node", run(Command::new(orlop).args(["purge", "--config"]).arg(places.etc.join("config.yaml"))));
+        attempt(
+            "purge the node",
+            run(Command::new(orlop).args(["purge", "--config"]).arg(places.etc.join("config.yaml"))),
+        );
         attempt("stop orlop-keeper.service", systemctl(&["disable", "--now", "orlop-keeper.service"]));
     }
     for file in plan(places, Path::new("/")) {
         if file.operators && !purge {
             println!("kept    {} (--purge removes it)", file.path.display());
         } else if file.path.exists() {
-            attempt("remove", std::fs::remove_file(&file.path).with_context(|| file.path.display().to_string()));
+            attempt(
+                "remove",
+                std::fs::remove_file(&file.path).with_context(|| file.path.display().to_string()),
+            );
             println!("removed {}", file.path.display());
         }
     }
@@ -125,7 +136,8 @@ pub fn uninstall(places: &Places, purge: bool) -> Result<()> {
 fn write(file: &File) -> Result<()> {
     let folder = file.path.parent().context("an installed file lies in a folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    let temporary = folder.join(format!(".{}.new", file.path.file_name().unwrap_or_default().to_string_lossy()));
+    let temporary =
+        folder.join(format!(".{}.new", file.path.file_name().unwrap_or_default().to_string_lossy()));
     match &file.content {
         Content::Copy(from) => {
             std::fs::copy(from, &temporary).with_context(|| {
@@ -142,7 +154,9 @@ fn write(file: &File) -> Result<()> {
 
 fn require_systemd(places: &Places) -> Result<()> {
     if places.root != Path::new("/") || !Path::new("/run/systemd/system").exists() {
-        bail!("--start needs the running systemd of this machine; without it, run `orlop-keeper` and `orlop node` yourself");
+        bail!(
+            "--start needs the running systemd of this machine; without it, run `orlop-keeper` and `orlop node` yourself"
+        );
     }
     Ok(())
 }
@@ -164,7 +178,12 @@ mod tests {
     use super::*;
 
     fn places(root: &Path) -> Places {
-        Places { root: root.to_owned(), bin: "/usr/local/bin".into(), etc: "/etc/orlop".into(), units: "/etc/systemd/system".into() }
+        Places {
+            root: root.to_owned(),
+            bin: "/usr/local/bin".into(),
+            etc: "/etc/orlop".into(),
+            units: "/etc/systemd/system".into(),
+        }
     }
 
     #[test]
@@ -181,7 +200,9 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let places = places(folder.path());
         let config = folder.path().join("etc/orlop/config.yaml");
-        for file in plan(&places, Path::new("/nowhere")).iter().filter(|f| matches!(f.content, Content::Text(_))) {
+        for file in
+            plan(&places, Path::new("/nowhere")).iter().filter(|f| matches!(f.content, Content::Text(_)))
+        {
             write(file)?;
         }
         std::fs::write(&config, "nodeName: mine\n")?;

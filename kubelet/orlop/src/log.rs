@@ -18,8 +18,20 @@ pub enum LogFormat {
 }
 
 /// The crates a filter may name without their prefix.
-const OURS: [&str; 12] =
-    ["oci", "keeper", "image", "cri", "net", "cni", "overlay", "proxy", "api", "kubelet", "proto", "integration"];
+const OURS: [&str; 12] = [
+    "oci",
+    "keeper",
+    "image",
+    "cri",
+    "net",
+    "cni",
+    "overlay",
+    "proxy",
+    "api",
+    "kubelet",
+    "proto",
+    "integration",
+];
 
 /// Starts logging. `filter` is `LEVEL` and `part=LEVEL` items, such as `debug,kubelet=trace`.
 pub fn start(filter: &str, format: LogFormat) -> Result<()> {
@@ -27,13 +39,16 @@ pub fn start(filter: &str, format: LogFormat) -> Result<()> {
     let registry = tracing_subscriber::registry();
     match format {
         LogFormat::Text => {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(targets)).init();
+            registry
+                .with(fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(targets))
+                .init();
         }
         LogFormat::Json => {
             registry.with(fmt::layer().json().with_writer(std::io::stderr).with_filter(targets)).init();
         }
         LogFormat::Journald => {
-            let journal = tracing_journald::layer().context("log to journald: is systemd-journald running?")?;
+            let journal =
+                tracing_journald::layer().context("log to journald: is systemd-journald running?")?;
             registry.with(journal.with_filter(targets)).init();
         }
     }
@@ -47,8 +62,9 @@ fn parse_filter(filter: &str) -> Result<Targets> {
     let mut parts = Vec::new();
     for item in filter.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let level = |text: &str| {
-            text.parse::<LevelFilter>()
-                .with_context(|| format!("log filter {item:?}: {text:?} is none of off, error, warn, info, debug, trace"))
+            text.parse::<LevelFilter>().with_context(|| {
+                format!("log filter {item:?}: {text:?} is none of off, error, warn, info, debug, trace")
+            })
         };
         match item.split_once('=') {
             None => ours = level(item)?,
@@ -57,7 +73,9 @@ fn parse_filter(filter: &str) -> Result<Targets> {
             Some((part, text)) if part.contains("::") || part.contains('_') => {
                 parts.push((part.to_owned(), level(text)?));
             }
-            Some((part, _)) => bail!("log filter {item:?}: no part is called {part:?}; known are {}", OURS.join(", ")),
+            Some((part, _)) => {
+                bail!("log filter {item:?}: no part is called {part:?}; known are {}", OURS.join(", "))
+            }
         }
     }
     for part in OURS {

@@ -17,7 +17,9 @@ pub enum CertificateError {
     Read { certificate: PathBuf, key: PathBuf, cause: String },
     #[error("cannot make a self-signed serving certificate in {folder}: {cause}")]
     SelfSigned { folder: PathBuf, cause: String },
-    #[error("serverTLSBootstrap needs an API server that signs the certificate; give a kubeconfig or turn it off")]
+    #[error(
+        "serverTLSBootstrap needs an API server that signs the certificate; give a kubeconfig or turn it off"
+    )]
     NobodyToSign,
 }
 
@@ -52,10 +54,8 @@ pub fn serving_certificate(
     if let Ok(slot) = from_files(&certificate, &key) {
         return Ok(slot);
     }
-    self_signed(config, &addresses, &certificate, &key).map_err(|cause| CertificateError::SelfSigned {
-        folder: config.cert_dir.clone(),
-        cause,
-    })?;
+    self_signed(config, &addresses, &certificate, &key)
+        .map_err(|cause| CertificateError::SelfSigned { folder: config.cert_dir.clone(), cause })?;
     from_files(&certificate, &key)
 }
 

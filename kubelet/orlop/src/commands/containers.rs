@@ -3,13 +3,15 @@
 use super::{CONTAINER_NAME, NodeSocket, POD_NAME, POD_NAMESPACE, table};
 use anyhow::Result;
 use orlop_proto::cri::{
-    Container, ContainerState, ListContainersRequest, ListPodSandboxRequest, PodSandboxState, PodSandboxStatusRequest,
+    Container, ContainerState, ListContainersRequest, ListPodSandboxRequest, PodSandboxState,
+    PodSandboxStatusRequest,
 };
 use std::collections::HashMap;
 use std::time::SystemTime;
 
 pub async fn ps(mut node: NodeSocket, all: bool) -> Result<()> {
-    let mut containers = node.runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+    let mut containers =
+        node.runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
     containers.sort_by_key(|c| -c.created_at);
     let rows: Vec<Vec<String>> = containers
         .iter()
@@ -32,9 +34,11 @@ pub async fn ps(mut node: NodeSocket, all: bool) -> Result<()> {
 }
 
 pub async fn pods(mut node: NodeSocket, all: bool) -> Result<()> {
-    let mut sandboxes = node.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+    let mut sandboxes =
+        node.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
     sandboxes.sort_by_key(|s| -s.created_at);
-    let containers = node.runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+    let containers =
+        node.runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
     let mut running: HashMap<&str, (usize, usize)> = HashMap::new();
     for container in &containers {
         let count = running.entry(&container.pod_sandbox_id).or_default();

@@ -43,19 +43,29 @@ pub async fn logs(mut node: NodeSocket, container: Container, options: Options) 
 
 async fn status(node: &mut NodeSocket, id: &str) -> Result<(bool, PathBuf)> {
     let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-    let status = node.runtime.container_status(request).await?.into_inner().status.context("the container has no status")?;
+    let status = node
+        .runtime
+        .container_status(request)
+        .await?
+        .into_inner()
+        .status
+        .context("the container has no status")?;
     Ok((status.state == ContainerState::ContainerRunning as i32, PathBuf::from(status.log_path)))
 }
 
 /// Prints one line of the log's format: time, stream, tag, text.
 fn write_line(line: &[u8], timestamps: bool) -> Result<()> {
     let mut parts = line.splitn(4, |b| *b == b' ');
-    let (Some(time), Some(stream), Some(tag), Some(text)) = (parts.next(), parts.next(), parts.next(), parts.next())
+    let (Some(time), Some(stream), Some(tag), Some(text)) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return Ok(());
     };
-    let mut output: Box<dyn Write> =
-        if stream == b"stderr" { Box::new(std::io::stderr().lock()) } else { Box::new(std::io::stdout().lock()) };
+    let mut output: Box<dyn Write> = if stream == b"stderr" {
+        Box::new(std::io::stderr().lock())
+    } else {
+        Box::new(std::io::stdout().lock())
+    };
     if timestamps {
         output.write_all(time)?;
         output.write_all(b" ")?;

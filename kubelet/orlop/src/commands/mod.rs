@@ -27,18 +27,28 @@ pub struct NodeSocket {
 impl NodeSocket {
     pub async fn connect(endpoint: &str) -> Result<Self> {
         let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
-        let channel = Endpoint::from_shared(format!("unix://{path}"))?
-            .connect()
-            .await
-            .with_context(|| format!("reach the runtime at {path}: is orlop.service running? (--endpoint names another socket)"))?;
+        let channel =
+            Endpoint::from_shared(format!("unix://{path}"))?.connect().await.with_context(|| {
+                format!(
+                    "reach the runtime at {path}: is orlop.service running? (--endpoint names another socket)"
+                )
+            })?;
         let mut runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20);
-        runtime.version(VersionRequest::default()).await.with_context(|| format!("ask {path} for its version"))?;
+        runtime
+            .version(VersionRequest::default())
+            .await
+            .with_context(|| format!("ask {path} for its version"))?;
         Ok(Self { runtime, images: ImageServiceClient::new(channel).max_decoding_message_size(16 << 20) })
     }
 
     /// The one container that `name` means: an id (or its beginning), or a pod's name with the container's name beside
     /// it where the pod has several. Running ones go before ended ones, younger before older.
-    pub async fn find_container(&mut self, name: &str, container: Option<&str>, namespace: Option<&str>) -> Result<Container> {
+    pub async fn find_container(
+        &mut self,
+        name: &str,
+        container: Option<&str>,
+        namespace: Option<&str>,
+    ) -> Result<Container> {
         let request = ListContainersRequest { filter: Some(ContainerFilter::default()) };
         let mut all = self.runtime.list_containers(request).await?.into_inner().containers;
         all.sort_by_key(|c| (c.state != ContainerState::ContainerRunning as i32, -c.created_at));
@@ -52,7 +62,9 @@ impl NodeSocket {
             .filter(|c| container.is_none_or(|n| label(c, CONTAINER_NAME) == n))
             .collect();
         let Some(first) = of_pod.first() else {
-            bail!("no container of a pod called {name:?} and none whose id begins so; `orlop ps -a` lists all");
+            bail!(
+                "no container of a pod called {name:?} and none whose id begins so; `orlop ps -a` lists all"
+            );
         };
         let mut names: Vec<String> = of_pod.iter().map(|c| label(c, CONTAINER_NAME)).collect();
         names.sort();

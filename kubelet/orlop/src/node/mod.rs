@@ -78,7 +78,8 @@ fn network_parts(
         let overlay = network::overlay_config(config)?;
         let (client, node_name, stop) = (client.clone(), node_name.to_owned(), shutdown.clone());
         parts.spawn(supervise("overlay", shutdown.clone(), move || {
-            let (overlay, client, node_name, stop) = (overlay.clone(), client.clone(), node_name.clone(), stop.clone());
+            let (overlay, client, node_name, stop) =
+                (overlay.clone(), client.clone(), node_name.clone(), stop.clone());
             async move {
                 let overlay = orlop_overlay::Overlay::new(overlay);
                 Box::pin(overlay.run(client, node_name, async move { stop.triggered().await })).await

@@ -46,7 +46,8 @@ impl BuiltIn {
     pub async fn remove(config: &NodeConfig) -> Result<()> {
         let rtnl = Rtnl::open().context("open a route socket")?;
         for name in [config.network.bridge.clone(), format!("flannel.{}", config.overlay.vni)] {
-            ignore_missing(rtnl.delete_link_by_name(&name).await).with_context(|| format!("remove interface {name}"))?;
+            ignore_missing(rtnl.delete_link_by_name(&name).await)
+                .with_context(|| format!("remove interface {name}"))?;
         }
         let mut rules = NftSocket::open().context("open an nftables socket")?;
         let mut batch = Batch::default();
@@ -57,7 +58,9 @@ impl BuiltIn {
         }
         rules.commit(&batch).context("remove our nftables tables")?;
         match std::fs::remove_dir_all(config.runtime.root.join("network")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove the leases"),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("remove the leases")
+            }
             _ => Ok(()),
         }
     }
@@ -81,7 +84,11 @@ async fn mtu(config: &NodeConfig, joined: bool) -> u32 {
         return config.overlay.mtu;
     }
     let below = underlay_mtu().await.unwrap_or(USUAL);
-    if joined && config.overlay.enabled && !config.overlay.direct_routing { below - ENCAPSULATION } else { below }
+    if joined && config.overlay.enabled && !config.overlay.direct_routing {
+        below - ENCAPSULATION
+    } else {
+        below
+    }
 }
 
 async fn underlay_mtu() -> Option<u32> {

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use orlop_kubelet::cri::Cri;
 use orlop_proto::cri::{ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
 
-
 /// Stops and removes every pod, then what pods and network left in the kernel and on disk. Goes on after a failure and
 /// reports all of them.
 pub async fn run(mut config: NodeConfig) -> Result<()> {
@@ -40,8 +39,10 @@ async fn pods(config: &NodeConfig) -> Result<()> {
     for sandbox in sandboxes {
         let name = sandbox.metadata.map(|m| format!("{}/{}", m.namespace, m.name)).unwrap_or_default();
         let id = sandbox.id;
-        let stopped = client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await.map(drop);
-        let removed = client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id }).await.map(drop);
+        let stopped =
+            client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await.map(drop);
+        let removed =
+            client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id }).await.map(drop);
         if let Err(status) = stopped.and(removed) {
             failed.push(format!("{name}: {}", status.message()));
         }
@@ -71,10 +72,13 @@ fn volumes() -> Result<()> {
     // Deepest first.
     below.sort_by_key(|point| std::cmp::Reverse(point.len()));
     for point in below {
-        rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH).with_context(|| format!("unmount {point}"))?;
+        rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH)
+            .with_context(|| format!("unmount {point}"))?;
     }
     match std::fs::remove_dir_all(pods) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove the pods' folders"),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context("remove the pods' folders")
+        }
         _ => Ok(()),
     }
 }

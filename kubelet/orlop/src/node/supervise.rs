@@ -18,7 +18,9 @@ pub(super) async fn supervise<E: Display, F: Future<Output = Result<(), E>>>(
     while let Some(ended) = shutdown.unless_triggered(start()).await {
         match ended {
             Ok(()) => return,
-            Err(error) => tracing::error!(part, %error, retry_s = delay.as_secs(), "a part of the node failed, starting it again"),
+            Err(error) => {
+                tracing::error!(part, %error, retry_s = delay.as_secs(), "a part of the node failed, starting it again")
+            }
         }
         if shutdown.unless_triggered(tokio::time::sleep(delay)).await.is_none() {
             return;
