@@ -44,11 +44,15 @@ pub fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + Send + '
     }
 }
 
-/// The keeper as it is now: built here, since a test program of one package does not get another's binary.
+/// The keeper as it is now: the one that `ORLOP_KEEPER` names, or else built here, since a test program of one package
+/// does not get another's binary.
 fn keeper_program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM
         .get_or_init(|| {
+            if let Some(built) = std::env::var_os("ORLOP_KEEPER") {
+                return built.into();
+            }
             let built =
                 Command::new(env!("CARGO")).args(["build", "-q", "-p", "orlop-keeper"]).status().unwrap();
             assert!(built.success(), "the keeper does not build");
