@@ -99,8 +99,9 @@ impl Lab {
         netns.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
         netns.ip(&["link", "set", "eth0", "up"])?;
         netns.ip(&["route", "add", "default", "via", HUB_ADDRESS])?;
-        let node =
-            Node::create(name, &address, netns, &self.folder.join(name), &cgroup_of(&self.id).join(name))?;
+        let folder = self.folder.join(name);
+        put_run_in_memory(&folder.join("run"), &memory_of(&self.id).join(name))?;
+        let node = Node::create(name, &address, netns, &folder, &cgroup_of(&self.id).join(name))?;
         self.nodes.push(node);
         self.node(name)
     }
@@ -140,6 +141,7 @@ impl Drop for Lab {
         remove_cgroup(&cgroup_of(&self.id));
         if !self.keep_folder {
             drop(std::fs::remove_dir_all(&self.folder));
+            drop(std::fs::remove_dir_all(memory_of(&self.id)));
         }
     }
 }
@@ -167,6 +169,21 @@ fn folder_of(id: &str) -> PathBuf {
     std::env::temp_dir().join(format!("orlop-lab-{id}"))
 }
 
+/// `/run` is a file system in memory wherever systemd runs, and nothing written there waits for a disk. So it is on the
+/// nodes of a lab.
+fn put_run_in_memory(run: &Path, memory: &Path) -> Result<()> {
+    std::fs::create_dir_all(memory).with_context(|| format!("make {}", memory.display()))?;
+    if run.is_symlink() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(run.parent().context("a node's folder has a parent")?)?;
+    std::os::unix::fs::symlink(memory, run).with_context(|| format!("link {}", run.display()))
+}
+
+fn memory_of(id: &str) -> PathBuf {
+    Path::new("/dev/shm").join(format!("orlop-lab-{id}"))
+}
+
 /// Labs live below a cgroup of their own in the machine's cgroup v2 tree, wherever that is mounted.
 fn cgroup_of(id: &str) -> PathBuf {
     let unified = Path::new("/sys/fs/cgroup/unified");
@@ -187,6 +204,7 @@ pub fn purge(id: &str) {
         }
     }
     drop(std::fs::remove_dir_all(folder_of(id)));
+    drop(std::fs::remove_dir_all(memory_of(id)));
 }
 
 /// Ends every process in a namespace of ours: the control plane of a lab whose owner was killed.

@@ -43,6 +43,7 @@ pub fn versions() -> Value {
         "runc": first_line(peer("runc"), &["--version"]),
         "crun": first_line(Ok("/usr/bin/crun".into()), &["--version"]),
         "cni_plugins": plugin_version(),
+        "kubelet": first_line(peer("kubelet"), &["--version"]),
         "kubernetes": first_line(peer("kube-apiserver"), &["--version"]),
     })
 }

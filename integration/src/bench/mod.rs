@@ -8,7 +8,10 @@ pub mod machine;
 pub mod node_suite;
 pub mod oci;
 pub mod processes;
+pub mod ready;
 pub mod runtimes;
+pub mod stock;
+pub mod tunables;
 pub mod verdict;
 
 use std::time::Duration;

@@ -1,10 +1,12 @@
-//! Suite `node`: an orlop node on the real control plane, from `kubectl apply` to Ready.
-//!
-//! A watch that runs before anything is applied tells when pods are Ready, so that no polling interval is measured.
+//! Suite `node`: an orlop node and a stock one (kubelet, containerd, runc) on one real control plane, from `kubectl
+//! apply` to Ready. Single pods alternate between the nodes; while one is measured, the other is at rest.
 
 use crate::bench::Settings;
 use crate::bench::figures::{Timings, millis, rounded};
 use crate::bench::processes;
+use crate::bench::ready::Watch;
+use crate::bench::runtimes::IMAGE;
+use crate::bench::stock::{STOCK, Stock};
 use crate::bench::verdict::{Limit, Verdict};
 use crate::cluster::wait_ready;
 use crate::image::Recipe;
@@ -14,185 +16,173 @@ use crate::wait;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-const NODE: &str = "node-a";
-const IMAGE: &str = crate::bench::runtimes::IMAGE;
+const ORLOP: &str = "orlop";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Ends of work that go on after pods are Ready: status writes, endpoint slices.
 const SETTLE: Duration = Duration::from_secs(5);
+const EXEC_PROBE: &str =
+    "        readinessProbe: {exec: {command: [/bin/true]}, periodSeconds: 1, timeoutSeconds: 5}\n";
 
-/// kubectl's watch over all pods of the default namespace, as a channel of what it says.
-struct Watch {
-    child: Child,
-    events: Receiver<Event>,
-}
-
-struct Event {
-    at: Instant,
-    pod: String,
-    ready: bool,
-}
-
-impl Watch {
-    fn start(kubectl: &Kubectl) -> Result<Self> {
-        let path = "jsonpath={.metadata.name} {.metadata.deletionTimestamp}#{.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}";
-        let mut child = kubectl
-            .command(&["get", "pods", "--watch", "--output", path])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start kubectl's watch")?;
-        let lines = BufReader::new(child.stdout.take().context("the watch has an output")?).lines();
-        let (sender, events) = channel();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let at = Instant::now();
-                let pod = line.split([' ', '#']).next().unwrap_or_default().to_owned();
-                // A pod on its way out counts as ready no more.
-                if sender.send(Event { at, pod, ready: line.ends_with(" #True") }).is_err() {
-                    return;
-                }
-            }
-        });
-        let watch = Self { child, events };
-        // The first list has to be through before something is applied.
-        std::thread::sleep(Duration::from_secs(1));
-        Ok(watch)
-    }
-
-    /// When the last of so many pods with this prefix became Ready.
-    fn until_ready(&self, prefix: &str, count: usize) -> Result<Instant> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut ready = BTreeMap::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(left) {
-                Ok(event) if event.pod.starts_with(prefix) => {
-                    ready.insert(event.pod, event.ready);
-                    if ready.values().filter(|ready| **ready).count() >= count {
-                        return Ok(event.at);
-                    }
-                }
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => {
-                    let now = ready.values().filter(|ready| **ready).count();
-                    bail!("{now} of {count} pods {prefix}* are Ready after {PATIENCE:?}")
-                }
-                Err(RecvTimeoutError::Disconnected) => bail!("kubectl's watch ended"),
-            }
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        // Already gone is as good as killed.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// The node's own processes at one moment.
+/// A node's own processes at one moment, and what they used over a while before it.
 #[derive(Debug, Default)]
 struct Load {
     memory: processes::Memory,
-    agent: processes::Memory,
-    keeper: processes::Memory,
     cpu_percent: f64,
 }
 
 impl Load {
+    /// Everything below the node's cgroup but the workload.
+    fn observe(cgroup: &std::path::Path, over: Duration) -> Self {
+        let pids = processes::of_runtime(cgroup);
+        // One that ended meanwhile has used nothing that could be told.
+        let used = || -> Duration { pids.iter().filter_map(|pid| processes::cpu_time(*pid).ok()).sum() };
+        let (before, begin) = (used(), Instant::now());
+        std::thread::sleep(over);
+        let cpu = used().saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
+        Self { memory: processes::memory(&processes::of_runtime(cgroup)), cpu_percent: rounded(cpu * 100.0) }
+    }
+
     fn to_json(&self) -> Value {
-        let one = |m: &processes::Memory| json!({"pss_kb": m.pss_kb, "rss_kb": m.rss_kb});
         json!({
-            "agent": one(&self.agent),
-            "keeper": one(&self.keeper),
             "processes": self.memory.processes,
             "pss_kb": self.memory.pss_kb,
+            "rss_kb": self.memory.rss_kb,
             "cpu_percent_of_a_core": self.cpu_percent,
         })
     }
+
+    fn megabytes(&self) -> f64 {
+        kilobytes(self.memory.pss_kb) / 1024.0
+    }
 }
 
-fn observe(lab: &mut Lab, over: Duration) -> Result<Load> {
-    let node = lab.node(NODE)?;
-    let (agent, keeper) = (node.agent()?.pid(), node.keeper()?.pid());
-    let used = || -> Result<Duration> { Ok(processes::cpu_time(agent)? + processes::cpu_time(keeper)?) };
-    let (before, begin) = (used()?, Instant::now());
-    std::thread::sleep(over);
-    let cpu_percent = rounded((used()? - before).as_secs_f64() * 100.0 / begin.elapsed().as_secs_f64());
-    Ok(Load {
-        memory: processes::memory(&processes::of_runtime(node.cgroup())),
-        agent: processes::memory(&[agent]),
-        keeper: processes::memory(&[keeper]),
-        cpu_percent,
-    })
+/// Memory sizes are far below what a double holds exactly.
+#[allow(clippy::cast_precision_loss)]
+fn kilobytes(kb: u64) -> f64 {
+    kb as f64
+}
+
+/// One node and what was measured on it.
+#[derive(Debug)]
+struct Contender {
+    name: &'static str,
+    cgroup: PathBuf,
+    one_pod: Timings,
+    scaled: BTreeMap<usize, Duration>,
+    idle: Load,
+    loaded: Load,
+    loaded_pods: usize,
+    /// Share of all cores that was busy with probes.
+    probed: Option<f64>,
+}
+
+impl Contender {
+    fn new(lab: &mut Lab, name: &'static str) -> Result<Self> {
+        Ok(Self {
+            name,
+            cgroup: lab.node(name)?.cgroup().to_owned(),
+            one_pod: Timings::default(),
+            scaled: BTreeMap::new(),
+            idle: Load::default(),
+            loaded: Load::default(),
+            loaded_pods: 0,
+            probed: None,
+        })
+    }
+
+    fn per_pod_mb(&self) -> f64 {
+        // A few hundred pods at most.
+        let pods = u32::try_from(self.loaded_pods.max(1)).map_or(1.0, f64::from);
+        (self.loaded.megabytes() - self.idle.megabytes()) / pods
+    }
+
+    fn to_json(&self) -> Value {
+        let scaled: serde_json::Map<String, Value> =
+            self.scaled.iter().map(|(n, took)| (n.to_string(), json!(millis(*took)))).collect();
+        json!({
+            "one_pod": self.one_pod.summary(),
+            "replicas_ready_ms": scaled,
+            "idle": self.idle.to_json(),
+            "loaded": self.loaded.to_json(),
+            "loaded_pods": self.loaded_pods,
+            "pss_kb_per_pod": rounded(self.per_pod_mb() * 1024.0),
+            "exec_probes_busy_percent_of_all_cores": self.probed,
+        })
+    }
 }
 
 /// Runs the suite; the lab is gone when it returns.
 pub fn run(id: &str, settings: &Settings) -> Result<(Value, Vec<Verdict>)> {
     let mut lab = Lab::create(id)?;
     lab.start_control_plane()?;
-    let layout = lab.folder().join(NODE).join("etc/images/bench");
+    let _stock = start_nodes(&mut lab)?;
+    let kubectl = lab.kubectl()?;
+    let mut contenders = [Contender::new(&mut lab, ORLOP)?, Contender::new(&mut lab, STOCK)?];
+    std::thread::sleep(SETTLE);
+    for contender in &mut contenders {
+        contender.idle = Load::observe(&contender.cgroup, settings.rest);
+    }
+    let watch = Watch::start(&kubectl)?;
+    // The first round finds caches cold and is not counted.
+    for round in 0..=settings.applies {
+        for contender in &mut contenders {
+            let name = format!("single-{}-{round}", contender.name);
+            let (applied, ready) = apply_one(&kubectl, &watch, contender.name, &name)?;
+            if round > 0 {
+                contender.one_pod.add("kubectl_apply", applied);
+                contender.one_pod.add("apply_to_ready", ready);
+            }
+            kubectl.run(&["delete", "pod", &name, "--grace-period=1"])?;
+        }
+    }
+    for &replicas in &settings.replicas {
+        for contender in &mut contenders {
+            let took = scale_up(&kubectl, &watch, contender.name, replicas, "")?;
+            contender.scaled.insert(replicas, took);
+            std::thread::sleep(SETTLE);
+            contender.loaded = Load::observe(&contender.cgroup, settings.rest);
+            contender.loaded_pods = replicas;
+            remove_deployments(&kubectl)?;
+        }
+    }
+    for contender in &mut contenders {
+        contender.probed = Some(probed_share(&kubectl, &watch, contender.name, settings)?);
+    }
+    let [ours, theirs] = &contenders;
+    Ok((json!({ORLOP: ours.to_json(), "stock_kubelet": theirs.to_json()}), verdicts(ours, theirs)))
+}
+
+/// Both nodes, Ready; the stock one's programs live as long as the answer.
+fn start_nodes(lab: &mut Lab) -> Result<Stock> {
+    let layout = lab.folder().join(ORLOP).join("etc/images/bench");
     std::fs::create_dir_all(&layout)?;
     Recipe::busybox(IMAGE).write_layout(&layout)?;
-    lab.join_node(NODE)?;
-    wait_ready(&mut lab, NODE)?;
+    lab.join_node(ORLOP)?;
+    wait_ready(lab, ORLOP)?;
+    let mut stock = Stock::start(lab).context("start the stock node")?;
     let kubectl = lab.kubectl()?;
+    wait::until("the stock node is Ready", PATIENCE, || {
+        stock.check_alive()?;
+        match kubectl.field(&["node", STOCK], "{.status.conditions[?(@.type==\"Ready\")].status}")?.as_str() {
+            "True" => Ok(()),
+            other => bail!("Ready is {other:?}"),
+        }
+    })?;
     wait::until("the default service account", PATIENCE, || {
         kubectl.run(&["get", "serviceaccount", "default"])
     })?;
-    std::thread::sleep(SETTLE);
-    let idle = observe(&mut lab, settings.rest)?;
-
-    let mut timings = Timings::default();
-    let watch = Watch::start(&kubectl)?;
-    for n in 0..=settings.applies {
-        let name = format!("single-{n}");
-        let (applied, ready) = apply_one(&kubectl, &watch, &name)?;
-        // The first one finds caches cold and is not counted.
-        if n > 0 {
-            timings.add("kubectl_apply", applied);
-            timings.add("apply_to_ready", ready);
-        }
-        kubectl.run(&["delete", "pod", &name, "--grace-period=1"])?;
-    }
-    let mut scaled = serde_json::Map::new();
-    let mut last = None;
-    let mut loaded = Load::default();
-    for &replicas in &settings.replicas {
-        let took = scale_up(&kubectl, &watch, replicas, "")?;
-        scaled.insert(replicas.to_string(), json!(millis(took)));
-        last = Some((replicas, took));
-        std::thread::sleep(SETTLE);
-        loaded = observe(&mut lab, settings.rest)?;
-        remove_deployment(&kubectl)?;
-    }
-    let probed = probed_share(&kubectl, &watch, settings)?;
-    let pods = settings.replicas.last().copied().unwrap_or_default();
-    let node = json!({
-        "one_pod": timings.summary(),
-        "replicas_ready_ms": scaled,
-        "idle": idle.to_json(),
-        "loaded": loaded.to_json(),
-        "loaded_pods": pods,
-        "exec_probes": probed.as_ref().map(|(pods, share)| json!({"pods": pods, "busy_percent_of_all_cores": share})),
-        "stock_kubelet": "not run: no ratio here",
-    });
-    let probed = probed.map(|(_, share)| share);
-    Ok((node, verdicts(&timings, last, pods, &idle, &loaded, probed)))
+    Ok(stock)
 }
 
 /// From the start of kubectl to its end, and to the pod being Ready.
-fn apply_one(kubectl: &Kubectl, watch: &Watch, name: &str) -> Result<(Duration, Duration)> {
+fn apply_one(kubectl: &Kubectl, watch: &Watch, node: &str, name: &str) -> Result<(Duration, Duration)> {
     let manifest = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
-         - {{name: main, image: \"{IMAGE}\", imagePullPolicy: Never, command: [/bin/sleep, \"3600\"]}}\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n  \
+         terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: main, image: \"{IMAGE}\", imagePullPolicy: Never, \
+         command: [/bin/sleep, \"3600\"]}}\n"
     );
     let begin = Instant::now();
     kubectl.feed(&["apply", "-f", "-"], &manifest)?;
@@ -201,13 +191,14 @@ fn apply_one(kubectl: &Kubectl, watch: &Watch, name: &str) -> Result<(Duration, 
 }
 
 /// A deployment without replicas, which then gets all at once; says how long until the last one was Ready.
-fn scale_up(kubectl: &Kubectl, watch: &Watch, replicas: usize, probe: &str) -> Result<Duration> {
-    let name = format!("scale-{replicas}");
+fn scale_up(kubectl: &Kubectl, watch: &Watch, node: &str, replicas: usize, probe: &str) -> Result<Duration> {
+    let kind = if probe.is_empty() { "scale" } else { "probe" };
+    let name = format!("{kind}-{node}-{replicas}");
     let manifest = format!(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, labels: {{bench: scale}}}}\nspec:\n  replicas: 0\n  \
          selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
-         terminationGracePeriodSeconds: 1\n      containers:\n      - name: main\n        image: {IMAGE}\n        \
-         imagePullPolicy: Never\n        command: [/bin/sleep, \"3600\"]\n{probe}"
+         nodeSelector: {{kubernetes.io/hostname: {node}}}\n      terminationGracePeriodSeconds: 1\n      containers:\n      \
+         - name: main\n        image: {IMAGE}\n        imagePullPolicy: Never\n        command: [/bin/sleep, \"3600\"]\n{probe}"
     );
     kubectl.apply(&manifest)?;
     let begin = Instant::now();
@@ -215,7 +206,7 @@ fn scale_up(kubectl: &Kubectl, watch: &Watch, replicas: usize, probe: &str) -> R
     Ok(watch.until_ready(&name, replicas)?.saturating_duration_since(begin))
 }
 
-fn remove_deployment(kubectl: &Kubectl) -> Result<()> {
+fn remove_deployments(kubectl: &Kubectl) -> Result<()> {
     kubectl.run(&["delete", "deployment", "-l", "bench=scale", "--cascade=foreground", "--timeout=120s"])?;
     wait::until("no pods are left", PATIENCE, || {
         match kubectl.run(&["get", "pods", "--output=name"])?.lines().count() {
@@ -225,55 +216,52 @@ fn remove_deployment(kubectl: &Kubectl) -> Result<()> {
     })
 }
 
-/// Pods with an exec probe each second: how busy that keeps the machine.
-fn probed_share(kubectl: &Kubectl, watch: &Watch, settings: &Settings) -> Result<Option<(usize, f64)>> {
-    if settings.probed == 0 {
-        return Ok(None);
-    }
-    let probe =
-        "        readinessProbe: {exec: {command: [/bin/true]}, periodSeconds: 1, timeoutSeconds: 5}\n";
-    scale_up(kubectl, watch, settings.probed, probe)?;
+/// Pods with an exec probe each second: how busy that keeps the machine, which therefore must do nothing else.
+fn probed_share(kubectl: &Kubectl, watch: &Watch, node: &str, settings: &Settings) -> Result<f64> {
+    scale_up(kubectl, watch, node, settings.probed, EXEC_PROBE)?;
     std::thread::sleep(SETTLE);
     let before = processes::machine_ticks()?;
     std::thread::sleep(settings.rest);
     let after = processes::machine_ticks()?;
-    remove_deployment(kubectl)?;
-    #[allow(clippy::cast_precision_loss)]
-    let share = (after.0 - before.0) as f64 * 100.0 / (after.1 - before.1).max(1) as f64;
-    Ok(Some((settings.probed, rounded(share))))
+    remove_deployments(kubectl)?;
+    let (busy, all) = (after.0 - before.0, (after.1 - before.1).max(1));
+    Ok(rounded(kilobytes(busy) * 100.0 / kilobytes(all)))
 }
 
-fn verdicts(
-    timings: &Timings,
-    scaled: Option<(usize, Duration)>,
-    pods: usize,
-    idle: &Load,
-    loaded: &Load,
-    probed: Option<f64>,
-) -> Vec<Verdict> {
-    const KUBELET: &str = "stock kubelet";
-    let verdict =
-        |what: String, unit, ours, limit| Verdict { what, unit, ours, peer_name: KUBELET, peer: None, limit };
-    #[allow(clippy::cast_precision_loss)]
-    let (idle_mb, pod_mb) = (
-        idle.memory.pss_kb as f64 / 1024.0,
-        (loaded.memory.pss_kb as f64 - idle.memory.pss_kb as f64) / 1024.0 / pods.max(1) as f64,
-    );
-    let mut all = vec![verdict(
-        "kubectl apply to Ready, p50".into(),
-        "ms",
-        timings.quantile("apply_to_ready", 50),
-        Limit::Share(0.25),
-    )];
-    if let Some((replicas, took)) = scaled {
-        let what = format!("{replicas} replicas Ready");
-        all.push(verdict(what, "ms", Some(millis(took)), Limit::Share(1.0 / 6.0)));
+fn verdicts(ours: &Contender, theirs: &Contender) -> Vec<Verdict> {
+    let verdict = |what: String, unit, figure: &dyn Fn(&Contender) -> Option<f64>, limit| Verdict {
+        what,
+        unit,
+        ours: figure(ours),
+        peer_name: "kubelet",
+        peer: figure(theirs),
+        limit,
+    };
+    let mut all = vec![
+        verdict(
+            "kubectl apply alone, p50".into(),
+            "ms",
+            &|c| c.one_pod.quantile("kubectl_apply", 50),
+            Limit::None,
+        ),
+        verdict(
+            "kubectl apply to Ready, p50".into(),
+            "ms",
+            &|c| c.one_pod.quantile("apply_to_ready", 50),
+            Limit::Share(0.25),
+        ),
+    ];
+    let largest = ours.scaled.keys().max().copied();
+    for &replicas in ours.scaled.keys() {
+        let limit = if Some(replicas) == largest { Limit::Share(1.0 / 6.0) } else { Limit::None };
+        let figure = |c: &Contender| c.scaled.get(&replicas).map(|took| millis(*took));
+        all.push(verdict(format!("{replicas} replicas Ready"), "ms", &figure, limit));
     }
-    all.push(verdict("node memory, idle".into(), "MB", Some(idle_mb), Limit::Absolute(30.0)));
-    all.push(verdict("node memory, per pod".into(), "MB", Some(pod_mb), Limit::Absolute(0.2)));
-    let rest = format!("CPU at rest, {pods} pods, of a core");
-    all.push(verdict(rest, "%", Some(loaded.cpu_percent), Limit::Absolute(0.5)));
-    let what = "exec probes each second, all cores busy";
-    all.push(verdict(what.into(), "%", probed, Limit::Absolute(10.0)));
+    all.push(verdict("node memory, idle".into(), "MB", &|c| Some(c.idle.megabytes()), Limit::Absolute(30.0)));
+    all.push(verdict("node memory, per pod".into(), "MB", &|c| Some(c.per_pod_mb()), Limit::Absolute(0.2)));
+    let rest = format!("CPU at rest, {} pods, of a core", ours.loaded_pods);
+    all.push(verdict(rest, "%", &|c| Some(c.loaded.cpu_percent), Limit::Absolute(0.5)));
+    let probes = "exec probes each second, all cores busy";
+    all.push(verdict(probes.into(), "%", &|c| c.probed, Limit::Absolute(10.0)));
     all
 }

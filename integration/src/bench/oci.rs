@@ -10,11 +10,13 @@ use crate::lab::Lab;
 use crate::peers::{ours, peer};
 use crate::process::run as run_command;
 use anyhow::{Context, Result, bail};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::{Map, Value, json};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const ORLOP: &str = "orlop-oci";
 const RUNC: &str = "runc";
@@ -77,7 +79,7 @@ impl Contender {
         let mut words: Vec<std::ffi::OsString> = wrap.iter().map(Into::into).collect();
         words.push(self.program.clone().into());
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg("--root").arg(bundle.join("state").join(self.name));
+        command.args(&words[1..]).arg("--root").arg(Path::new("/run").join(self.name));
         command.args(["run", "--bundle"]).arg(bundle).arg(container).stdin(Stdio::null());
         command
     }
@@ -111,28 +113,38 @@ pub fn measure_inside(bundle: &Path, runs: usize) -> Result<()> {
             }
         }
     }
-    let mut timings = Timings::default();
+    let (mut timings, mut cpu) = (Timings::default(), Timings::default());
     for n in 0..runs {
         for turn in 0..able.len() {
             // Another one begins each time, so that nobody always follows the same neighbour.
             let contender = &able[(turn + n) % able.len()];
             let mut command = contender.command(bundle, &format!("run-{n}"), &[]);
             command.stdout(Stdio::null()).stderr(Stdio::null());
-            let begin = Instant::now();
+            let (begin, used) = (Instant::now(), cpu_of_children()?);
             let status = command.status()?;
             timings.add(contender.name, begin.elapsed());
+            cpu.add(contender.name, cpu_of_children()?.saturating_sub(used));
             if !status.success() {
                 bail!("{} failed in run {n}: {status}", contender.name);
             }
         }
     }
-    let summary = timings.summary();
+    let (summary, cpu) = (timings.summary(), cpu.summary());
     for contender in &able {
         answer[contender.name]["run"] = summary[contender.name].clone();
+        answer[contender.name]["cpu"] = cpu[contender.name].clone();
         answer[contender.name]["max_rss_kb"] = json!(max_rss(contender, bundle)?);
     }
     println!("{}", Value::Object(answer));
     Ok(())
+}
+
+/// Processor time of everything started here that has ended: unlike the time by the clock, a busy machine hardly
+/// changes it.
+fn cpu_of_children() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let micros = |value: TimeVal| u64::try_from(value.num_microseconds()).unwrap_or_default();
+    Ok(Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())))
 }
 
 /// The most memory that one run held at a time, in its largest process, as busybox' `time` reports it. A process
@@ -179,5 +191,20 @@ fn verdicts(figures: &Value) -> Vec<Verdict> {
         peer: rss(peer_name),
         limit: Limit::None,
     };
-    vec![time(CRUN, Limit::Share(0.5)), time(RUNC, Limit::None), memory(CRUN), memory(RUNC)]
+    let cpu = |peer_name| Verdict {
+        what: "OCI run, processor time".into(),
+        unit: "ms",
+        ours: figures[ORLOP]["cpu"]["p50_ms"].as_f64(),
+        peer_name,
+        peer: figures[peer_name]["cpu"]["p50_ms"].as_f64(),
+        limit: Limit::None,
+    };
+    vec![
+        time(CRUN, Limit::Share(0.5)),
+        time(RUNC, Limit::None),
+        cpu(CRUN),
+        cpu(RUNC),
+        memory(CRUN),
+        memory(RUNC),
+    ]
 }

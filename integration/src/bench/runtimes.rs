@@ -176,8 +176,12 @@ pub fn limits_work(cgroup: &Path) -> bool {
 /// Shell and not a program of ours, because dash starts faster.
 fn without_limits(etc: &Path, runc: &Path) -> Result<PathBuf> {
     let path = etc.join("runc-without-limits");
+    let cut = ["cpu", "memory", "unified"]
+        .map(|name| format!("s/\"{name}\":{{[^{{}}]*}}/\"{name}\":{{}}/g;"))
+        .concat();
     let script = format!(
-        "#!/bin/sh\ncase \" $* \" in *' create '*) sed -i 's/\"cpu\":{{[^}}]*}}/\"cpu\":{{}}/;s/\"memory\":{{[^}}]*}}/\"memory\":{{}}/;s/\"pids\":{{[^}}]*}}/\"pids\":{{\"limit\":0}}/' config.json;; esac\nexec {} \"$@\"\n",
+        "#!/bin/sh\nfor word; do [ \"$before\" = --bundle ] && bundle=$word; before=$word; done\n\
+         [ -z \"$bundle\" ] || sed -i '{cut}' \"$bundle/config.json\"\nexec {} \"$@\"\n",
         runc.display()
     );
     std::fs::write(&path, script)?;

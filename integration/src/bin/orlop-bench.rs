@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
+use orlop_integration::bench::tunables::Tunables;
 use orlop_integration::bench::verdict::Verdict;
 use orlop_integration::bench::{Settings, cri_suite, machine, node_suite, oci};
 use orlop_integration::lab;
@@ -79,6 +80,8 @@ fn interruptible(request: &Request) -> Result<(Value, Vec<Verdict>)> {
     let (sender, receiver) = std::sync::mpsc::channel();
     let from_signal = sender.clone();
     std::thread::spawn(move || from_signal.send(signals.wait().err().map(|e| Err(e.into()))));
+    // Declared here so that it is put back on every way out.
+    let _tunables = Tunables::remember();
     let (settings, suites) = (request.settings.clone(), request.suites.clone());
     std::thread::spawn(move || sender.send(Some(Ok(run(&settings, &suites)))));
     receiver.recv()?.unwrap_or_else(|| {
