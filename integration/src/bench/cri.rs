@@ -169,7 +169,9 @@ impl Socket {
             timings,
             |socket: Self, name: String| async move {
                 let mut own = Timings::default();
-                let pod = socket.start_pod(&name, &mut own).await.with_context(|| format!("pod {name}"))?;
+                let pod = Box::pin(socket.start_pod(&name, &mut own))
+                    .await
+                    .with_context(|| format!("pod {name}"))?;
                 Ok((pod, own))
             },
             self,
