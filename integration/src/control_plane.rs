@@ -164,6 +164,9 @@ impl ControlPlane {
             "--allocate-node-cidrs=true".into(),
             format!("--cluster-cidr={CLUSTER_CIDR}"),
             "--controllers=*,bootstrapsigner,tokencleaner".into(),
+            // The default makes 20 pods a second: whoever waits for nodes should not wait for that.
+            "--kube-api-qps=200".into(),
+            "--kube-api-burst=400".into(),
             "--leader-elect=false".into(),
             "--bind-address=127.0.0.1".into(),
         ]

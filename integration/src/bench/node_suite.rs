@@ -65,13 +65,21 @@ fn kilobytes(kb: u64) -> f64 {
     kb as f64
 }
 
+/// How a deployment came up.
+#[derive(Debug, Clone, Copy)]
+struct Scaled {
+    /// Until the control plane had made the last pod.
+    created: Duration,
+    ready: Duration,
+}
+
 /// One node and what was measured on it.
 #[derive(Debug)]
 struct Contender {
     name: &'static str,
     cgroup: PathBuf,
     one_pod: Timings,
-    scaled: BTreeMap<usize, Duration>,
+    scaled: BTreeMap<usize, Scaled>,
     idle: Load,
     loaded: Load,
     loaded_pods: usize,
@@ -100,11 +108,16 @@ impl Contender {
     }
 
     fn to_json(&self) -> Value {
-        let scaled: serde_json::Map<String, Value> =
-            self.scaled.iter().map(|(n, took)| (n.to_string(), json!(millis(*took)))).collect();
+        let scaled: serde_json::Map<String, Value> = self
+            .scaled
+            .iter()
+            .map(|(n, took)| {
+                (n.to_string(), json!({"created": millis(took.created), "ready": millis(took.ready)}))
+            })
+            .collect();
         json!({
             "one_pod": self.one_pod.summary(),
-            "replicas_ready_ms": scaled,
+            "replicas_ms": scaled,
             "idle": self.idle.to_json(),
             "loaded": self.loaded.to_json(),
             "loaded_pods": self.loaded_pods,
@@ -134,6 +147,7 @@ pub fn run(id: &str, settings: &Settings) -> Result<(Value, Vec<Verdict>)> {
             if round > 0 {
                 contender.one_pod.add("kubectl_apply", applied);
                 contender.one_pod.add("apply_to_ready", ready);
+                contender.one_pod.add("applied_to_ready", ready.saturating_sub(applied));
             }
             kubectl.run(&["delete", "pod", &name, "--grace-period=1"])?;
         }
@@ -149,7 +163,7 @@ pub fn run(id: &str, settings: &Settings) -> Result<(Value, Vec<Verdict>)> {
         }
     }
     for contender in &mut contenders {
-        contender.probed = Some(probed_share(&kubectl, &watch, contender.name, settings)?);
+        contender.probed = Some(probed_share(&kubectl, &watch, contender, settings)?);
     }
     let [ours, theirs] = &contenders;
     Ok((json!({ORLOP: ours.to_json(), "stock_kubelet": theirs.to_json()}), verdicts(ours, theirs)))
@@ -187,11 +201,11 @@ fn apply_one(kubectl: &Kubectl, watch: &Watch, node: &str, name: &str) -> Result
     let begin = Instant::now();
     kubectl.feed(&["apply", "-f", "-"], &manifest)?;
     let applied = begin.elapsed();
-    Ok((applied, watch.until_ready(name, 1)?.saturating_duration_since(begin)))
+    Ok((applied, watch.until_ready(name, 1)?.last_ready.saturating_duration_since(begin)))
 }
 
 /// A deployment without replicas, which then gets all at once; says how long until the last one was Ready.
-fn scale_up(kubectl: &Kubectl, watch: &Watch, node: &str, replicas: usize, probe: &str) -> Result<Duration> {
+fn scale_up(kubectl: &Kubectl, watch: &Watch, node: &str, replicas: usize, probe: &str) -> Result<Scaled> {
     let kind = if probe.is_empty() { "scale" } else { "probe" };
     let name = format!("{kind}-{node}-{replicas}");
     let manifest = format!(
@@ -203,7 +217,11 @@ fn scale_up(kubectl: &Kubectl, watch: &Watch, node: &str, replicas: usize, probe
     kubectl.apply(&manifest)?;
     let begin = Instant::now();
     kubectl.run(&["scale", &format!("deployment/{name}"), &format!("--replicas={replicas}")])?;
-    Ok(watch.until_ready(&name, replicas)?.saturating_duration_since(begin))
+    let ready = watch.until_ready(&name, replicas)?;
+    Ok(Scaled {
+        created: ready.last_seen.saturating_duration_since(begin),
+        ready: ready.last_ready.saturating_duration_since(begin),
+    })
 }
 
 fn remove_deployments(kubectl: &Kubectl) -> Result<()> {
@@ -216,16 +234,17 @@ fn remove_deployments(kubectl: &Kubectl) -> Result<()> {
     })
 }
 
-/// Pods with an exec probe each second: how busy that keeps the machine, which therefore must do nothing else.
-fn probed_share(kubectl: &Kubectl, watch: &Watch, node: &str, settings: &Settings) -> Result<f64> {
-    scale_up(kubectl, watch, node, settings.probed, EXEC_PROBE)?;
+/// Pods with an exec probe each second: the share of all cores that the node is busy with them, probes included.
+fn probed_share(kubectl: &Kubectl, watch: &Watch, contender: &Contender, settings: &Settings) -> Result<f64> {
+    scale_up(kubectl, watch, contender.name, settings.probed, EXEC_PROBE)?;
     std::thread::sleep(SETTLE);
-    let before = processes::machine_ticks()?;
+    let (before, begin) = (processes::cpu_time_below(&contender.cgroup)?, Instant::now());
     std::thread::sleep(settings.rest);
-    let after = processes::machine_ticks()?;
+    let (after, took) = (processes::cpu_time_below(&contender.cgroup)?, begin.elapsed());
     remove_deployments(kubectl)?;
-    let (busy, all) = (after.0 - before.0, (after.1 - before.1).max(1));
-    Ok(rounded(kilobytes(busy) * 100.0 / kilobytes(all)))
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = u32::try_from(cores).map_or(1.0, f64::from);
+    Ok(rounded(after.saturating_sub(before).as_secs_f64() * 100.0 / took.as_secs_f64() / cores))
 }
 
 fn verdicts(ours: &Contender, theirs: &Contender) -> Vec<Verdict> {
@@ -251,11 +270,15 @@ fn verdicts(ours: &Contender, theirs: &Contender) -> Vec<Verdict> {
             Limit::Share(0.25),
         ),
     ];
+    let alone = &|c: &Contender| c.one_pod.quantile("applied_to_ready", 50);
+    all.push(verdict("from kubectl's end to Ready, p50".into(), "ms", alone, Limit::None));
     let largest = ours.scaled.keys().max().copied();
     for &replicas in ours.scaled.keys() {
         let limit = if Some(replicas) == largest { Limit::Share(1.0 / 6.0) } else { Limit::None };
-        let figure = |c: &Contender| c.scaled.get(&replicas).map(|took| millis(*took));
+        let figure = |c: &Contender| c.scaled.get(&replicas).map(|took| millis(took.ready));
         all.push(verdict(format!("{replicas} replicas Ready"), "ms", &figure, limit));
+        let figure = |c: &Contender| c.scaled.get(&replicas).map(|took| millis(took.created));
+        all.push(verdict(format!("{replicas} replicas created"), "ms", &figure, Limit::None));
     }
     all.push(verdict("node memory, idle".into(), "MB", &|c| Some(c.idle.megabytes()), Limit::Absolute(30.0)));
     all.push(verdict("node memory, per pod".into(), "MB", &|c| Some(c.per_pod_mb()), Limit::Absolute(0.2)));

@@ -71,15 +71,14 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / TICKS))
 }
 
-/// The machine's processor time since boot, all cores: busy and altogether, in ticks.
-pub fn machine_ticks() -> Result<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
-    let first = text.lines().next().unwrap_or_default();
-    // user nice system idle iowait irq softirq steal; guest time is part of user time already.
-    let fields: Vec<u64> = first.split_whitespace().skip(1).take(8).filter_map(|f| f.parse().ok()).collect();
-    let all: u64 = fields.iter().sum();
-    let idle: u64 = fields.iter().skip(3).take(2).sum();
-    Ok((all - idle, all))
+/// Processor time of everything that ever ran below a cgroup, ended processes included; the kernel counts it whether or
+/// not the tree has a `cpu` controller.
+pub fn cpu_time_below(cgroup: &Path) -> Result<Duration> {
+    let path = cgroup.join("cpu.stat");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+    let micros = usage.and_then(|usage| usage.trim().parse().ok());
+    Ok(Duration::from_micros(micros.with_context(|| format!("{} has no usage_usec", path.display()))?))
 }
 
 #[cfg(test)]

@@ -24,6 +24,14 @@ struct Event {
     ready: bool,
 }
 
+/// Two moments of a group of pods.
+#[derive(Debug, Clone, Copy)]
+pub struct Ready {
+    /// The last of them existed: what comes before is the control plane's work alone.
+    pub last_seen: Instant,
+    pub last_ready: Instant,
+}
+
 impl Watch {
     pub fn start(kubectl: &Kubectl) -> Result<Self> {
         let path = "jsonpath={.metadata.name} {.metadata.deletionTimestamp}#{.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}";
@@ -52,17 +60,20 @@ impl Watch {
         Ok(watch)
     }
 
-    /// When the last of so many pods with this prefix became Ready.
-    pub fn until_ready(&self, prefix: &str, count: usize) -> Result<Instant> {
+    /// Waits until so many pods with this prefix are Ready.
+    pub fn until_ready(&self, prefix: &str, count: usize) -> Result<Ready> {
         let deadline = Instant::now() + PATIENCE;
         let mut ready = BTreeMap::new();
+        let mut last_seen = Instant::now();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
                 Ok(event) if event.pod.starts_with(prefix) => {
-                    ready.insert(event.pod, event.ready);
+                    if ready.insert(event.pod, event.ready).is_none() {
+                        last_seen = event.at;
+                    }
                     if ready.values().filter(|ready| **ready).count() >= count {
-                        return Ok(event.at);
+                        return Ok(Ready { last_seen, last_ready: event.at });
                     }
                 }
                 Ok(_) => {}
