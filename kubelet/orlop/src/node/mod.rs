@@ -87,13 +87,6 @@ fn network_parts(
         }));
     }
     if config.proxy.enabled {
-        let proxy = network::proxy_config(config, node_name)?;
-        let (client, stop) = (client.clone(), shutdown.clone());
-        parts.spawn(supervise("proxy", shutdown.clone(), move || {
-            Box::pin(orlop_proxy::Proxy::run(client.clone(), proxy.clone(), stop.token()))
-        }));
-    }
-    if config.proxy.enabled {
         let settings = proxy::settings(config, node_name)?;
         let (client, stop) = (client.clone(), shutdown.token());
         parts.spawn(supervise("proxy", shutdown.clone(), move || {

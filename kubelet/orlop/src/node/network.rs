@@ -119,21 +119,6 @@ pub fn overlay_config(config: &NodeConfig) -> Result<orlop_overlay::Config> {
     })
 }
 
-/// The proxy as the configuration file describes it.
-pub fn proxy_config(config: &NodeConfig, node_name: &str) -> Result<orlop_proxy::ProxyConfig> {
-    let section = &config.proxy;
-    let cluster = section.cluster_cidr.split(',').map(str::trim).filter(|cidr| !cidr.is_empty());
-    Ok(orlop_proxy::ProxyConfig {
-        cluster_cidr: orlop_proxy::config::parse_networks("proxy.clusterCIDR", cluster)?,
-        node_port_addresses: orlop_proxy::config::node_port_addresses(&section.node_port_addresses)
-            .context("proxy.nodePortAddresses")?,
-        node_name: node_name.to_owned(),
-        node_ips: config.node_ip.into_iter().collect(),
-        healthz: Some(([0, 0, 0, 0], 10256).into()),
-        ..orlop_proxy::ProxyConfig::default()
-    })
-}
-
 fn failed(error: &orlop_cni::NetworkError) -> NetworkError {
     // The whole chain: what went wrong below is what a person needs.
     let mut text = error.to_string();
