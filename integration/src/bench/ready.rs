@@ -2,6 +2,7 @@
 
 use crate::kubectl::Kubectl;
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -34,12 +35,11 @@ pub struct Ready {
 
 impl Watch {
     pub fn start(kubectl: &Kubectl) -> Result<Self> {
-        let path = "jsonpath={.metadata.name} {.metadata.deletionTimestamp}#{.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}";
+        // The bare stream: kubectl's own table keeps up with a hundred pods at once so badly that the server hangs up.
         let mut child = kubectl
-            .command(&["get", "pods", "--watch", "--output", path])
+            .command(&["get", "--raw", "/api/v1/namespaces/default/pods?watch=true&timeoutSeconds=7200"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .context("start kubectl's watch")?;
         let lines = BufReader::new(child.stdout.take().context("the watch has an output")?).lines();
@@ -47,9 +47,8 @@ impl Watch {
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let at = Instant::now();
-                let pod = line.split([' ', '#']).next().unwrap_or_default().to_owned();
-                // A pod on its way out counts as ready no more.
-                if sender.send(Event { at, pod, ready: line.ends_with(" #True") }).is_err() {
+                let Some(event) = event(&line, at) else { continue };
+                if sender.send(event).is_err() {
                     return;
                 }
             }
@@ -87,10 +86,40 @@ impl Watch {
     }
 }
 
+/// A line of the stream; a pod on its way out counts as ready no more.
+fn event(line: &str, at: Instant) -> Option<Event> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    let pod = &event["object"];
+    let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let leaving = event["type"] == "DELETED" || !pod["metadata"]["deletionTimestamp"].is_null();
+    Some(Event { at, pod: pod["metadata"]["name"].as_str()?.to_owned(), ready: ready && !leaving })
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         // Already gone is as good as killed.
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaving_pod_is_not_ready() {
+        let line = |kind: &str, deleted: &str| {
+            let metadata = format!(r#"{{"name":"a"{deleted}}}"#);
+            format!(
+                r#"{{"type":"{kind}","object":{{"metadata":{metadata},"status":{{"conditions":[{{"type":"Ready","status":"True"}}]}}}}}}"#
+            )
+        };
+        let ready = |line: &str| event(line, Instant::now()).map(|event| event.ready);
+        assert_eq!(ready(&line("MODIFIED", "")), Some(true));
+        assert_eq!(ready(&line("MODIFIED", r#","deletionTimestamp":"2026-01-01T00:00:00Z""#)), Some(false));
+        assert_eq!(ready(&line("DELETED", "")), Some(false));
+        assert_eq!(ready("no event"), None);
     }
 }
